@@ -1,0 +1,138 @@
+"""The command line. Heavy libraries are imported inside the commands that need them."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from schemas.base import BadInput
+from schemas.curriculum import HUB, Curriculum, load_curriculum
+from tasks.console import console
+from tasks.home import Home
+
+ERROR, USER_ERROR, REFUSED, INTERRUPTED = 1, 2, 3, 130
+
+app = typer.Typer(
+    help="Continual learning for language models: learn skills one after the other, keep the old.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+CurriculumFile = Annotated[Path, typer.Argument(help="The curriculum, a YAML file.")]
+HomeOption = Annotated[
+    Path,
+    typer.Option(
+        "--home",
+        envvar="SDFT_HOME",
+        help="Where runs, models and databases lie.",
+        show_default=True,
+    ),
+]
+DEFAULT_HOME = Path(".sdft")
+
+
+def main() -> None:
+    """Run the command line; exits 0 all passed, 1 error, 2 user's error, 3 refused, 130 Ctrl-C."""
+    try:
+        app(standalone_mode=False)
+    except BadInput as error:
+        _fail(str(error), USER_ERROR)
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("interrupted; the same command goes on from the last checkpoint", INTERRUPTED)
+    except typer.TyperUsageError as error:  # wrong options and arguments
+        _fail(error.format_message(), USER_ERROR)
+
+
+def _fail(message: str, code: int) -> None:
+    console.print(f"error: {message}", style="red", markup=False)
+    sys.exit(code)
+
+
+def _open(curriculum_file: Path, home: Path) -> tuple[Curriculum, Home]:
+    curriculum = load_curriculum(curriculum_file)
+    sources = [curriculum.base_model, *(suite.eval.path for suite in curriculum.suites)]
+    sources += [skill.train.path for skill in curriculum.skills]
+    opened = Home(home)
+    opened.activate(offline=not any(source.startswith(HUB) for source in sources))
+    return curriculum, opened
+
+
+@app.command()
+def learn(curriculum_file: CurriculumFile, home: HomeOption = DEFAULT_HOME) -> None:
+    """Learn the curriculum's skills in order; what is finished is not done again."""
+    _, opened = _open(curriculum_file, home)
+    from flows.learn import learn as learn_flow
+    from flows.show import show_learned
+
+    learned = learn_flow(str(curriculum_file), str(opened.root))
+    show_learned(learned, opened)
+    if not all(verdict.passed for verdict in learned.verdicts):
+        raise typer.Exit(REFUSED)
+
+
+@app.command()
+def plan(curriculum_file: CurriculumFile, home: HomeOption = DEFAULT_HOME) -> None:
+    """Check the data and say what would be learned and what is there already; learns nothing."""
+    curriculum, opened = _open(curriculum_file, home)
+    from flows.plan import plan_curriculum
+    from flows.show import show_plan
+
+    show_plan(plan_curriculum(curriculum, opened))
+
+
+@app.command()
+def status(home: HomeOption = DEFAULT_HOME) -> None:
+    """Every curriculum in the home: its stages, verdicts and aliases."""
+    opened = _existing(home)
+    from flows.show import show_status
+    from tasks.registration import registry_status
+
+    show_status(registry_status(opened))
+
+
+@app.command()
+def matrix(
+    name: Annotated[str, typer.Argument(help="The curriculum's name.")],
+    as_json: Annotated[bool, typer.Option("--json", help="The document, for programs.")] = False,
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """The newest retention matrix of a curriculum."""
+    opened = _existing(home)
+    from flows.show import show_matrix
+    from tasks.reporting import latest_matrix
+
+    found = latest_matrix(opened, name)
+    if found is None:
+        raise BadInput(f"{opened.root}: has no retention matrix of {name!r}; see sdft status")
+    if as_json:
+        print(json.dumps(found.model_dump(mode="json"), indent=2))
+    else:
+        show_matrix(found)
+
+
+@app.command()
+def ui(
+    home: HomeOption = DEFAULT_HOME,
+    port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
+) -> None:
+    """MLflow's pages over the home: runs, curves, artifacts, versions. Ctrl-C ends it."""
+    opened = _existing(home)
+    uri, artifacts = opened.tracking_uri, opened.artifacts.as_uri()
+    command = ["server", "--backend-store-uri", uri, "--artifacts-destination", artifacts]
+    console.print(f"MLflow on http://127.0.0.1:{port}")
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "mlflow", *command, "--port", str(port)])
+
+
+def _existing(home: Path) -> Home:
+    if not home.is_dir():
+        raise BadInput(f"{home}: there is no such home; sdft learn makes one")
+    opened = Home(home)
+    opened.activate(offline=True)
+    return opened

@@ -1,0 +1,134 @@
+"""Learning a curriculum: the story from the base model to the champion.
+
+Data first, all of it; then, for the base model and every skill: train, evaluate, gate, register.
+"""
+
+from pathlib import Path
+
+from prefect import flow
+
+from schemas.base import Contract
+from schemas.curriculum import Curriculum, load_curriculum
+from schemas.results import MatrixRow, RetentionMatrix, SuiteSpec, Verdict
+from sdft.matrix import build_matrix
+from tasks.basemodel import ModelDir, resolve_base_model
+from tasks.evaluation import ScoredCell, evaluate_model, log_scores, suite_spec
+from tasks.gating import gate_stage
+from tasks.registration import register_stage
+from tasks.reporting import Report, report_run
+from tasks.training import TrainedStage, stage_spec, train_skill
+from tasks.validation import SuiteData, validate_suite
+
+
+class Learned(Contract):
+    """What a run of the flow gives."""
+
+    matrix: RetentionMatrix
+    verdicts: tuple[Verdict, ...]
+    trained: tuple[str, ...]
+    """Skills that were trained now; the others were finished before."""
+    report: Report
+
+
+class Prepared(Contract):
+    """A curriculum whose base model and data have passed their checks."""
+
+    base: ModelDir
+    data: dict[str, SuiteData]
+
+    def suites(self, curriculum: Curriculum, stage: int) -> list[SuiteSpec]:
+        """The suites that stage `stage` is scored on.
+
+        Without forward transfer: the general suites, the skills so far, and the next one, whose
+        gain is measured against this stage.
+        """
+        reach = len(curriculum.skills) if curriculum.evaluation.forward_transfer else stage + 1
+        chosen = (*curriculum.skills[:reach], *curriculum.general)
+        return [suite_spec(suite, self.data[suite.name].eval) for suite in chosen]
+
+
+@flow(name="prepare", validate_parameters=False)
+def prepare(curriculum: Curriculum, home_dir: str) -> Prepared:
+    """Check the base model and every row of data before any work is spent."""
+    base = resolve_base_model(curriculum.base_model, home_dir)
+    data = {
+        suite.name: validate_suite(suite, curriculum, base, home_dir) for suite in curriculum.suites
+    }
+    return Prepared(base=base, data=data)
+
+
+@flow(name="learn")
+def learn(curriculum_file: str, home_dir: str) -> Learned:
+    """Learn the skills of a curriculum one after the other; what is finished is not done again.
+
+    A stage that is refused is registered as such, and the next one starts from its parent.
+    """
+    curriculum = load_curriculum(Path(curriculum_file))
+    prepared = prepare(curriculum, home_dir)
+    general = [suite.name for suite in curriculum.general]
+
+    cells = _evaluate("base", prepared.base, curriculum, prepared, 0, home_dir)
+    rows = [_row(curriculum, 0, None, None, prepared.base, cells)]
+    stages: list[TrainedStage] = []
+    verdicts: list[Verdict] = []
+    parent = prepared.base
+    for number, skill in enumerate(curriculum.skills, 1):
+        data = prepared.data[skill.name]
+        spec = stage_spec(skill, data, parent, curriculum.seed, curriculum.runtime)
+        stage = train_skill(spec, number, data, curriculum.name, home_dir)
+        cells = _evaluate(skill.name, stage.model, curriculum, prepared, number, home_dir)
+        log_scores(stage.run_id, cells, home_dir)
+
+        kept = [row for row in rows if row.passed]
+        row = _row(curriculum, number, skill.name, kept[-1].stage, stage.model, cells)
+        names = [suite.name for suite in curriculum.suites]
+        verdict = gate_stage(row, kept, names, general, curriculum.gate, stage.run_id, home_dir)
+        version = register_stage(curriculum.name, stage, verdict, kept[-1].version, home_dir)
+
+        rows.append(row.model_copy(update={"passed": verdict.passed, "version": version}))
+        stages.append(stage)
+        verdicts.append(verdict)
+        if verdict.passed:
+            parent = stage.model
+
+    skills = [skill.name for skill in curriculum.skills]
+    matrix = build_matrix(curriculum.name, skills, general, rows)
+    return Learned(
+        matrix=matrix,
+        verdicts=tuple(verdicts),
+        trained=tuple(stage.skill for stage in stages if stage.trained_now),
+        report=report_run(matrix, stages, home_dir),
+    )
+
+
+def _evaluate(
+    label: str,
+    model: ModelDir,
+    curriculum: Curriculum,
+    prepared: Prepared,
+    stage: int,
+    home_dir: str,
+) -> dict[str, ScoredCell]:
+    suites = prepared.suites(curriculum, stage)
+    return evaluate_model(label, model, suites, curriculum.evaluation, curriculum.runtime, home_dir)
+
+
+def _row(
+    curriculum: Curriculum,
+    stage: int,
+    skill: str | None,
+    parent_stage: int | None,
+    model: ModelDir,
+    cells: dict[str, ScoredCell],
+) -> MatrixRow:
+    """A matrix row before its verdict; only the base model has passed by itself."""
+    scored = [cells.get(suite.name) for suite in curriculum.suites]
+    return MatrixRow(
+        stage=stage,
+        skill=skill,
+        parent_stage=parent_stage,
+        model_hash=model.model_hash,
+        passed=skill is None,
+        version=None,
+        cells=tuple(one.cell if one else None for one in scored),
+    )

@@ -1,0 +1,111 @@
+"""Tables for people: the retention matrix, the verdicts, the plan, the registry."""
+
+from rich.table import Table
+
+from flows.learn import Learned
+from flows.plan import Plan
+from schemas.results import Cell, RetentionMatrix, Verdict
+from tasks.console import console
+from tasks.home import Home
+from tasks.registration import CHAMPION, RegisteredName
+
+MEASURES = {
+    "average": "mean score of the learned skills now",
+    "backward_transfer": "change of earlier skills since they were learned",
+    "forward_transfer": "gain on skills before they were learned",
+    "forgetting": "loss of earlier skills from their best",
+    "general_forgetting": "loss on the general suites from the base model",
+}
+
+
+def show_learned(learned: Learned, home: Home) -> None:
+    """The matrix, the verdict of every stage, and where to look next."""
+    show_matrix(learned.matrix)
+    for verdict in learned.verdicts:
+        _show_verdict(verdict)
+    if not learned.trained:
+        console.print("nothing to learn: every stage was finished before", style="bold")
+    passed = [row.version for row in learned.matrix.rows if row.passed and row.version]
+    if passed:
+        console.print(f"model: [bold]models:/{learned.matrix.curriculum}/{passed[-1]}[/bold]")
+    console.print(
+        f"look next: [bold]sdft ui --home {home.root}[/bold], run {learned.report.run_id} "
+        f"(retention/matrix.png, retention/curves.png)",
+        soft_wrap=True,
+    )
+
+
+def show_matrix(matrix: RetentionMatrix) -> None:
+    """Rows are stages, columns suites; a stage's own skill is in brackets."""
+    table = Table(title=f"{matrix.curriculum}: score after each stage", title_justify="left")
+    table.add_column("stage")
+    for suite in matrix.suites:
+        table.add_column(suite, justify="right", style=None if suite in matrix.skills else "cyan")
+    table.add_column("version", justify="right")
+    table.add_column("verdict")
+    for row in matrix.rows:
+        cells = [
+            _cell(cell, own=suite == row.skill)
+            for suite, cell in zip(matrix.suites, row.cells, strict=True)
+        ]
+        verdict = "" if row.skill is None else "[green]pass[/]" if row.passed else "[red]refused[/]"
+        table.add_row(f"{row.stage} {row.skill or 'base'}", *cells, row.version or "", verdict)
+    console.print(table)
+    for name, value in matrix.measures.model_dump().items():
+        shown = "   n/a" if value is None else f"{value:+.3f}"
+        console.print(f"  {name:<19} {shown}  [dim]{MEASURES[name]}[/dim]")
+
+
+def show_plan(plan: Plan) -> None:
+    """What would be done, one line a stage."""
+    table = Table(title=f"plan of {plan.curriculum}", title_justify="left")
+    for column in ("stage", "demonstrations", "items", "steps", "would be"):
+        table.add_column(
+            column, justify="right" if column in ("demonstrations", "items", "steps") else "left"
+        )
+    for number, stage in enumerate(plan.stages, 1):
+        numbers = (str(stage.demonstrations), str(stage.items), str(stage.steps))
+        style = "green" if stage.action == "reused" else ""
+        table.add_row(f"{number} {stage.skill}", *numbers, stage.action, style=style)
+    console.print(table)
+    console.print(
+        f"base model {plan.base_path} ({plan.base_hash[:12]}); all data passed its checks"
+    )
+
+
+def show_status(names: list[RegisteredName]) -> None:
+    """Every registered name with its versions."""
+    if not names:
+        console.print("no model is registered yet")
+    for one in names:
+        table = Table(title=one.name, title_justify="left")
+        for column in ("version", "skill", "verdict", "aliases", "parent", "model", "run"):
+            table.add_column(column)
+        for version in one.versions:
+            style = "bold" if CHAMPION in version.aliases else ""
+            table.add_row(
+                version.version,
+                version.skill,
+                version.verdict,
+                ", ".join(version.aliases),
+                version.parent,
+                version.model_hash[:12],
+                version.run_id[:8],
+                style=style,
+            )
+        console.print(table)
+
+
+def _show_verdict(verdict: Verdict) -> None:
+    if verdict.passed:
+        console.print(f"[green]pass[/]     {verdict.skill}")
+    else:
+        console.print(f"[red]refused[/]  {verdict.skill}")
+        for reason in verdict.reasons:
+            console.print(f"         {reason}", markup=False)
+
+
+def _cell(cell: Cell | None, own: bool) -> str:
+    if cell is None:
+        return "-"
+    return f"[bold]\\[{cell.score:.2f}][/bold]" if own else f"{cell.score:.2f} "

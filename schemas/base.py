@@ -1,0 +1,34 @@
+"""The base of every contract: frozen, and unknown keys are errors, never ignored."""
+
+import os
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict
+
+
+class BadInput(ValueError):
+    """A user's mistake: the message says what is wrong, where, and what would be right."""
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` so that `path` holds either all of it or what it held before."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+class Contract(BaseModel):
+    """A frozen value with no unknown keys, read from and written to JSON files."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        return cls.model_validate_json(path.read_bytes())
+
+    def write(self, path: Path) -> None:
+        write_atomically(path, self.model_dump_json(indent=2) + "\n")

@@ -1,0 +1,194 @@
+"""The curriculum file: base model, ordered skills, general suites and settings."""
+
+from collections.abc import Hashable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from schemas.base import BadInput, Contract
+from schemas.names import SafeName
+from schemas.settings import EvaluationSettings, GateSettings, RuntimeSettings, TrainingSettings
+
+Scorer = Literal["exact_match", "contains", "regex", "tool_call"]
+HUB = "hub:"
+
+
+class DataSource(Contract):
+    """Rows in a file, in a saved `datasets` directory, or on the Hugging Face hub.
+
+    In YAML either a plain path or this mapping. `columns` maps our column to the file's, such as
+    `{prompt: question, response: answer}`.
+    """
+
+    path: str
+    """A .jsonl, .json, .csv or .parquet file, a `datasets` directory, or hub:org/name."""
+    columns: dict[str, str] = {}
+    split: str = "train"
+    """Only for directories and the hub."""
+    revision: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_path(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _hub_is_pinned(self) -> Self:
+        if self.path.startswith(HUB) and not self.revision:
+            raise ValueError(f"{self.path} needs a revision, so that the data cannot change")
+        return self
+
+    def under(self, folder: Path) -> Self:
+        """The same source with a relative path made absolute from `folder`."""
+        if self.path.startswith(HUB):
+            return self
+        return self.model_copy(update={"path": str((folder / self.path).resolve())})
+
+
+class Suite(Contract):
+    """Evaluation items and how a completion is scored against their references."""
+
+    name: SafeName
+    eval: DataSource
+    scorer: Scorer = "exact_match"
+
+
+class Skill(Suite):
+    """A suite with demonstrations to learn it from."""
+
+    train: DataSource
+    allow_overlap: bool = False
+    """Knowledge is asked as it was taught: let evaluation prompts repeat training prompts."""
+    training: TrainingSettings = TrainingSettings()
+    """In YAML only what differs from the curriculum's own `training`."""
+
+
+class Curriculum(Contract):
+    """What is to be learned, in which order, from which data, judged by what."""
+
+    name: SafeName
+    base_model: str
+    """A model directory, a .gguf file, or hub:org/name@revision."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    skills: Annotated[tuple[Skill, ...], Field(min_length=1)]
+    general: tuple[Suite, ...] = ()
+    training: TrainingSettings = TrainingSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    gate: GateSettings = GateSettings()
+    on_invalid: Literal["fail", "continue"] = "fail"
+    """`continue` learns from the rows that passed; the others are in the quarantine file."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _skills_inherit_training(cls, value: Any) -> Any:
+        match value:
+            case {"training": dict(shared), "skills": list(skills)}:
+                merged = [_inherit(skill, shared) for skill in skills]
+                return {**value, "skills": merged}
+        return value
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Self:
+        seen: set[str] = set()
+        for suite in self.suites:
+            if suite.name in seen:
+                raise ValueError(f"two skills or general suites are named {suite.name!r}")
+            seen.add(suite.name)
+        return self
+
+    @property
+    def suites(self) -> tuple[Suite, ...]:
+        """The columns of the retention matrix: the skills in order, then the general suites."""
+        return (*self.skills, *self.general)
+
+    def under(self, folder: Path) -> Self:
+        """The same curriculum with every relative path made absolute from `folder`."""
+        base = self.base_model
+        return self.model_copy(
+            update={
+                "base_model": base if base.startswith(HUB) else str((folder / base).resolve()),
+                "skills": tuple(
+                    skill.model_copy(
+                        update={
+                            "train": skill.train.under(folder),
+                            "eval": skill.eval.under(folder),
+                        }
+                    )
+                    for skill in self.skills
+                ),
+                "general": tuple(
+                    suite.model_copy(update={"eval": suite.eval.under(folder)})
+                    for suite in self.general
+                ),
+            }
+        )
+
+
+def _inherit(skill: Any, shared: dict[str, Any]) -> Any:
+    if not isinstance(skill, dict):
+        return skill
+    own = skill.get("training", {})
+    return {**skill, "training": {**shared, **own} if isinstance(own, dict) else own}
+
+
+def load_curriculum(path: Path) -> Curriculum:
+    """Read and check a curriculum file; relative paths in it start at the file's folder.
+
+    Raises BadInput with file, line and field of everything that is wrong.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BadInput(f"{path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        lines = dict(_lines(root)) if root else {}
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise BadInput(f"{path}: is no valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"{path}: must be a mapping with name, base_model and skills")
+    try:
+        return Curriculum.model_validate(content).under(path.parent)
+    except ValidationError as error:
+        problems = [_problem(path, lines, detail) for detail in error.errors()]
+        raise BadInput("\n".join(problems)) from None
+
+
+def _lines(node: yaml.Node, at: tuple[Hashable, ...] = ()) -> Iterator[tuple[tuple, int]]:
+    """Every place in the document with its 1-based line; a key given twice is an error."""
+    yield at, node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+            yield from _lines(value, (*at, key.value))
+            yield (*at, key.value), key.start_mark.line + 1
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            yield from _lines(value, (*at, index))
+
+
+def _problem(path: Path, lines: dict[tuple, int], detail: Any) -> str:
+    place = tuple(detail["loc"])
+    known = place
+    while known and known not in lines:  # a missing key is reported at the mapping that lacks it
+        known = known[:-1]
+    field = ".".join(str(part) for part in place) or "curriculum"
+    match detail["type"]:
+        case "extra_forbidden":
+            message = "is no known key"
+        case "missing":
+            message = "is required and missing"
+        case _:
+            message = detail["msg"].removeprefix("Value error, ")
+    return f"{path}:{lines.get(known, 1)}: {field}: {message}"

@@ -1,0 +1,106 @@
+"""The Great Expectations suites, as values: what every row of a data set must satisfy.
+
+Prompts are nested and texts are long, so the expectations look at scalar facts of a row (made by
+`sdft.facts`). Each has a rule in words, which error messages, quarantine and reports show.
+"""
+
+from typing import Any
+
+from schemas.base import Contract
+
+EXPECTATIONS_VERSION = 1
+
+ROLES = r"^(system>)?(user>assistant>)*user$"
+_COMMON = ["row", "id", "prompt", "roles", "student_tokens"]
+TRAIN_FACTS = [*_COMMON, "response", "response_tokens", "teacher_tokens", "in_eval"]
+EVAL_FACTS = [*_COMMON, "references", "reference_problem"]
+
+
+class Expectation(Contract):
+    """One expectation: its Great Expectations type, arguments, and the rule in words."""
+
+    type: str
+    kwargs: dict[str, Any]
+    rule: str
+
+
+def train_suite(prompt_limit: int, response_limit: int, allow_overlap: bool) -> list[Expectation]:
+    """What demonstrations must satisfy; limits in tokens."""
+    overlap = [] if allow_overlap else [_one_of("in_eval", [False], "is not an evaluation prompt")]
+    return [
+        *_common_suite(TRAIN_FACTS, prompt_limit),
+        *_text("response"),
+        _at_most("teacher_tokens", prompt_limit, "the teacher's prompt fits"),
+        _at_most("response_tokens", response_limit, "the response fits into max_new_tokens"),
+        *overlap,
+    ]
+
+
+def eval_suite(prompt_limit: int) -> list[Expectation]:
+    """What evaluation items must satisfy; the limit is in tokens."""
+    return [
+        *_common_suite(EVAL_FACTS, prompt_limit),
+        _not_null("references", "references is a text or a list of texts"),
+        _one_of("reference_problem", [""], "the scorer can use every reference"),
+    ]
+
+
+def _common_suite(columns: list[str], prompt_limit: int) -> list[Expectation]:
+    return [
+        Expectation(
+            type="expect_table_row_count_to_be_between",
+            kwargs={"min_value": 1},
+            rule="there is at least one row",
+        ),
+        Expectation(
+            type="expect_table_columns_to_match_set",
+            kwargs={"column_set": columns, "exact_match": True},
+            rule="the columns are complete",
+        ),
+        _not_null("id", "id is not null"),
+        Expectation(
+            type="expect_column_values_to_be_unique",
+            kwargs={"column": "id"},
+            rule="id is unique (rows without ids: no two rows are equal)",
+        ),
+        *_text("prompt"),
+        Expectation(
+            type="expect_column_values_to_match_regex",
+            kwargs={"column": "roles", "regex": ROLES},
+            rule="roles are an optional system, then user and assistant in turn, a user last",
+        ),
+        _at_most("student_tokens", prompt_limit, "the prompt fits"),
+    ]
+
+
+def _text(column: str) -> list[Expectation]:
+    return [
+        _not_null(column, f"{column} is a text and not null"),
+        Expectation(
+            type="expect_column_values_to_match_regex",
+            kwargs={"column": column, "regex": r"\S"},
+            rule=f"{column} is not blank",
+        ),
+    ]
+
+
+def _not_null(column: str, rule: str) -> Expectation:
+    return Expectation(
+        type="expect_column_values_to_not_be_null", kwargs={"column": column}, rule=rule
+    )
+
+
+def _one_of(column: str, values: list[Any], rule: str) -> Expectation:
+    return Expectation(
+        type="expect_column_values_to_be_in_set",
+        kwargs={"column": column, "value_set": values},
+        rule=rule,
+    )
+
+
+def _at_most(column: str, limit: int, rule: str) -> Expectation:
+    return Expectation(
+        type="expect_column_values_to_be_between",
+        kwargs={"column": column, "max_value": limit},
+        rule=f"{rule} (at most {limit} tokens)",
+    )

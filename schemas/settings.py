@@ -1,0 +1,78 @@
+"""Every knob of training, evaluation and the gate, as frozen trees with checked ranges."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from schemas.base import Contract
+from schemas.templates import TEMPLATES, check_template
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class TrainingSettings(Contract):
+    """What changes the weights that come out of a stage: all of it is part of the stage key."""
+
+    method: Literal["sdft", "sft"] = "sdft"
+    """`sft`: cross-entropy on the demonstrations, through the same loop, as the baseline."""
+
+    epochs: Annotated[int, Field(ge=1)] = 2
+    prompts_per_step: Annotated[int, Field(ge=1)] = 32
+    learning_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: Annotated[int, Field(ge=0)] = 10
+    weight_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0.0)] = 1.0
+
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    jsd_beta: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    skip_first_tokens: Annotated[int, Field(ge=0)] = 0
+    """Completion tokens left out of the loss (the paper's launch script leaves out 3)."""
+
+    teacher: Literal["frozen", "ema"] = "frozen"
+    ema_rate: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.02
+    teacher_template: str = "compact"
+    """Name of a shipped template, or a text of your own with {prompt} and {demonstration}."""
+
+    max_new_tokens: Annotated[int, Field(ge=1)] = 1024
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    max_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Limit for the student's and the teacher's prompt; default: all that the model can hold."""
+
+    @field_validator("teacher_template")
+    @classmethod
+    def _template_is_usable(cls, value: str) -> str:
+        if value not in TEMPLATES:
+            check_template(value)
+        return value
+
+
+class RuntimeSettings(Contract):
+    """What changes how a stage is run, but not (beyond rounding) what comes out of it."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    micro_batch: Annotated[int, Field(ge=1)] | None = None
+    """Sequences a forward and backward pass; default: the whole step at once."""
+    checkpoint_every_steps: Annotated[int, Field(ge=1)] = 50
+    keep_checkpoints: Annotated[int, Field(ge=1)] = 2
+    rollouts_a_step: Annotated[int, Field(ge=0)] = 2
+    """Rollouts kept a step for people to read."""
+    stall_timeout_s: Annotated[float, Field(gt=0.0)] = 1800.0
+    """A trainer or evaluator that reports nothing for this long is ended."""
+
+
+class EvaluationSettings(Contract):
+    """How suites are answered: greedy, so that the same model gives the same score."""
+
+    max_new_tokens: Annotated[int, Field(ge=1)] = 256
+    batch_size: Annotated[int, Field(ge=1)] = 64
+    forward_transfer: bool = True
+    """Also score every stage on the skills that are still to come."""
+
+
+class GateSettings(Contract):
+    """Thresholds, in score (0 to 1), that turn a row of the retention matrix into a verdict."""
+
+    min_gain: Fraction = 0.05
+    max_forgetting: Fraction = 0.05

@@ -1,0 +1,226 @@
+"""Data from any accepted file to the one canonical form, and its content hash.
+
+Whatever the file format, the same rows give the same hash: it is taken over canonical rows.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from schemas.base import BadInput
+from schemas.curriculum import HUB, DataSource
+from schemas.data import EVAL_SCHEMA, TRAIN_SCHEMA
+from schemas.digest import canonical_json, digest_json
+from schemas.templates import Message
+
+Row = dict[str, Any]
+
+_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_REQUIRED = {"train": ("prompt", "response"), "eval": ("prompt", "references")}
+_OPTIONAL = {"train": ("id", "context", "metadata"), "eval": ("id", "choices", "metadata")}
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """One canonical training row."""
+
+    id: str
+    messages: list[Message]
+    response: str
+    context: str | None
+
+
+@dataclass(frozen=True)
+class Item:
+    """One canonical evaluation row."""
+
+    id: str
+    messages: list[Message]
+    references: list[str]
+
+
+def read_rows(source: DataSource, kind: str, cache_dir: Path) -> list[Row]:
+    """The rows of a source with our column names, values untouched; `kind` is train or eval.
+
+    Raises BadInput for a missing, empty or unreadable file and for missing columns.
+    """
+    import datasets
+
+    datasets.disable_progress_bars()
+    table = _load(source, cache_dir)
+    columns = {ours: source.columns.get(ours, ours) for ours in _REQUIRED[kind] + _OPTIONAL[kind]}
+    if unknown := set(source.columns) - set(columns):
+        raise BadInput(
+            f"{source.path}: columns maps {', '.join(sorted(unknown))}, which is none of ours: "
+            f"{', '.join(columns)}"
+        )
+    for ours, theirs in columns.items():
+        needed = ours in _REQUIRED[kind] or ours in source.columns
+        if needed and theirs not in table.column_names:
+            raise BadInput(
+                f"{source.path}: has no column {theirs!r} (for {ours}); it has "
+                f"{', '.join(table.column_names)}; map yours with columns: {{{ours}: <its name>}}"
+            )
+    present = {ours: theirs for ours, theirs in columns.items() if theirs in table.column_names}
+    return [{ours: row[theirs] for ours, theirs in present.items()} for row in table]
+
+
+def _load(source: DataSource, cache_dir: Path) -> Any:
+    import datasets
+
+    path = Path(source.path)
+    try:
+        if source.path.startswith(HUB):
+            name = source.path.removeprefix(HUB)
+            return datasets.load_dataset(
+                name, split=source.split, revision=source.revision, cache_dir=str(cache_dir)
+            )
+        if path.is_dir():
+            loaded = datasets.load_from_disk(str(path))
+            if not isinstance(loaded, datasets.DatasetDict):
+                return loaded
+            if source.split not in loaded:
+                raise BadInput(f"{path}: has no split {source.split!r}; it has {', '.join(loaded)}")
+            return loaded[source.split]
+        if not path.is_file():
+            raise BadInput(f"{path}: there is no such file")
+        if path.suffix not in _BUILDERS:
+            raise BadInput(f"{path}: is none of {', '.join(_BUILDERS)} nor a datasets directory")
+        if path.stat().st_size == 0:
+            raise BadInput(f"{path}: is empty")
+        # CSV holds text only: without this "NA" would become null and "007" the number 7.
+        text_only = {"dtype": str, "keep_default_na": False} if path.suffix == ".csv" else {}
+        return datasets.load_dataset(
+            _BUILDERS[path.suffix],
+            data_files=str(path),
+            split="train",
+            cache_dir=str(cache_dir),
+            **text_only,
+        )
+    except (
+        datasets.exceptions.DatasetsError,
+        pa.ArrowException,
+        OSError,
+        UnicodeError,
+        ValueError,
+    ) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(f"{source.path}: cannot be read: {_innermost(error)}") from error
+
+
+def _innermost(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def as_messages(prompt: Any) -> list[Message] | None:
+    """A prompt as chat messages: a text is one user turn; None where it is neither."""
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    if not isinstance(prompt, list) or not prompt:
+        return None
+    messages = []
+    for turn in prompt:
+        match turn:
+            case {"role": str(role), "content": str(content)}:
+                messages.append({"role": role, "content": content})
+            case _:
+                return None
+    return messages
+
+
+def as_references(value: Any) -> list[str] | None:
+    """References as a list of texts: a text is a list of one; None where it is neither."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
+        return value
+    return None
+
+
+def row_id(row: Row) -> str | None:
+    """The row's own id as text, or one made from its content where the file has none."""
+    if "id" in row:
+        return None if row["id"] is None else str(row["id"])
+    return digest_json({key: _plain(value) for key, value in row.items()})[:16]
+
+
+def train_table(rows: Iterable[Row]) -> pa.Table:
+    """Canonical demonstrations; the rows must have passed validation."""
+    return _table(
+        [
+            {
+                "id": row_id(row),
+                "messages": as_messages(row["prompt"]),
+                "response": row["response"],
+                "context": row.get("context") or None,
+                "metadata": _metadata(row),
+            }
+            for row in rows
+        ],
+        TRAIN_SCHEMA,
+    )
+
+
+def eval_table(rows: Iterable[Row]) -> pa.Table:
+    """Canonical evaluation items; the rows must have passed validation."""
+    return _table(
+        [
+            {
+                "id": row_id(row),
+                "messages": as_messages(row["prompt"]),
+                "references": as_references(row["references"]),
+                "choices": row.get("choices"),
+                "metadata": _metadata(row),
+            }
+            for row in rows
+        ],
+        EVAL_SCHEMA,
+    )
+
+
+def _table(rows: list[Row], schema: pa.Schema) -> pa.Table:
+    return pa.Table.from_pylist(
+        [{**row, "row_hash": digest_json(row)} for row in rows], schema=schema
+    )
+
+
+def _metadata(row: Row) -> str | None:
+    value = row.get("metadata")
+    return None if value is None else canonical_json(_plain(value))
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON can hold it; columns such as timestamps become text."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def data_hash(table: pa.Table) -> str:
+    """The identity of a canonical table: sha256 over its rows' hashes in order."""
+    return digest_json(table.column("row_hash").to_pylist())
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write zstd Parquet so that `path` is whole or absent."""
+    partial = path.with_name(f".{path.name}.partial")
+    pq.write_table(table, partial, compression="zstd")
+    partial.replace(path)
+
+
+def read_demonstrations(path: Path) -> list[Demonstration]:
+    """The canonical training rows in a snapshot."""
+    columns = ["id", "messages", "response", "context"]
+    return [Demonstration(**row) for row in pq.read_table(path, columns=columns).to_pylist()]
+
+
+def read_items(path: Path) -> list[Item]:
+    """The canonical evaluation rows in a snapshot."""
+    columns = ["id", "messages", "references"]
+    return [Item(**row) for row in pq.read_table(path, columns=columns).to_pylist()]

@@ -1,0 +1,85 @@
+"""Scalar facts of raw rows, the columns that data validation looks at; made without judging."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from schemas.digest import digest_json
+from schemas.templates import teacher_messages
+from sdft.data import Row, as_messages, as_references, row_id
+from sdft.model import load_tokenizer, max_positions, render
+from sdft.scorers import reference_problem
+
+
+class FactMaker:
+    """Facts of rows under one model's tokenizer, chat template and length."""
+
+    def __init__(self, model_dir: Path) -> None:
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model_dir)
+        self.max_positions = max_positions(AutoConfig.from_pretrained(model_dir))
+
+    def train(self, rows: list[Row], template: str, eval_rows: list[Row]) -> list[Row]:
+        """One row of TRAIN_FACTS for each raw row; null where a fact cannot be made."""
+        asked = {_prompt_key(row) for row in eval_rows}
+        facts = []
+        for number, row in enumerate(rows, 1):
+            messages, response = as_messages(row["prompt"]), _text_or_none(row["response"])
+            taught = None
+            if messages and response is not None and messages[-1]["role"] == "user":
+                taught = teacher_messages(messages, response, row.get("context"), template)
+            facts.append(
+                {
+                    **self._common(number, row),
+                    "response": response,
+                    "response_tokens": response and len(self._encode(response)) + 1,  # and its end
+                    "teacher_tokens": taught and self._prompt_tokens(taught),
+                    "in_eval": _prompt_key(row) in asked,
+                }
+            )
+        return facts
+
+    def eval(self, rows: list[Row], scorer: str) -> list[Row]:
+        """One row of EVAL_FACTS for each raw row; null where a fact cannot be made."""
+        facts = []
+        for number, row in enumerate(rows, 1):
+            references = as_references(row["references"])
+            problems = [reference_problem(scorer, one) for one in references or []]
+            facts.append(
+                {
+                    **self._common(number, row),
+                    "references": references and "\n".join(references),
+                    "reference_problem": next((one for one in problems if one), ""),
+                }
+            )
+        return facts
+
+    def _common(self, number: int, row: Row) -> Row:
+        messages = as_messages(row["prompt"])
+        usable = messages and messages[-1]["role"] == "user"
+        return {
+            "row": number,
+            "id": row_id(row),
+            "prompt": messages and messages[-1]["content"],
+            "roles": messages and ">".join(turn["role"] for turn in messages),
+            "student_tokens": self._prompt_tokens(messages) if usable else None,
+        }
+
+    def _prompt_tokens(self, messages: list[dict[str, str]]) -> int | None:
+        roles = [turn["role"] for turn in messages]
+        if not set(roles) <= {"system", "user", "assistant"}:
+            return None  # chat templates raise on roles that they do not know
+        return len(render(self.tokenizer, messages))
+
+    def _encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+
+def _prompt_key(row: Row) -> str:
+    messages = as_messages(row["prompt"])
+    return digest_json([[turn["role"], turn["content"].split()] for turn in messages or []])
+
+
+def _text_or_none(value: Any) -> str | None:
+    return value if isinstance(value, str) else None

@@ -1,0 +1,115 @@
+"""Model directories as files: what makes one usable, its hash, and turning a GGUF into one.
+
+Nothing here loads weights into a model except `convert_gguf`.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+from schemas.base import BadInput
+from schemas.digest import digest_file, digest_json
+from schemas.stage import FileDigest
+
+_NOT_THE_MODEL = {"README.md", "LICENSE", "LICENSE.txt"}
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+
+
+def check_model_dir(directory: Path) -> None:
+    """Raise BadInput unless `directory` is a Hugging Face model that can be trained and asked.
+
+    It needs config.json, safetensors weights (pickled ones are never read), a tokenizer with an
+    end-of-sequence and a padding token, and a chat template.
+    """
+    if not directory.is_dir():
+        raise BadInput(f"{directory}: there is no such model directory")
+    if not (directory / "config.json").is_file():
+        raise BadInput(f"{directory}: has no config.json, so it is no Hugging Face model directory")
+    if not any(directory.glob("*.safetensors")):
+        pickled = [path.name for pattern in _PICKLED for path in directory.glob(pattern)]
+        found = f"only pickled weights ({', '.join(pickled)})" if pickled else "no weights"
+        raise BadInput(
+            f"{directory}: has {found}; save it with model.save_pretrained(), which writes "
+            "safetensors, the only format that is read"
+        )
+    if not (directory / "tokenizer_config.json").is_file():
+        raise BadInput(f"{directory}: has no tokenizer; add one with tokenizer.save_pretrained()")
+    if not chat_template(directory):
+        raise BadInput(
+            f"{directory}: its tokenizer has no chat template; set tokenizer.chat_template and save"
+        )
+    config = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+    for token in ("eos_token", "pad_token"):
+        if not config.get(token):
+            raise BadInput(
+                f"{directory}: its tokenizer has no {token}; set tokenizer.{token} and save"
+            )
+
+
+def chat_template(directory: Path) -> str | None:
+    """The chat template's text, from its own file or the tokenizer's configuration."""
+    own_file = directory / "chat_template.jinja"
+    if own_file.is_file():
+        return own_file.read_text(encoding="utf-8")
+    config = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+    template = config.get("chat_template")
+    return template if isinstance(template, str | None) else json.dumps(template)
+
+
+def model_files(directory: Path) -> tuple[FileDigest, ...]:
+    """Path, size and sha256 of every file that is part of the model, sorted by path.
+
+    Raises BadInput on a symbolic link that leaves the directory.
+    """
+    found = []
+    for path in sorted(directory.rglob("*")):
+        if path.is_symlink() and not path.resolve().is_relative_to(directory.resolve()):
+            raise BadInput(f"{path}: is a link that leaves the model directory; copy the file")
+        name = path.relative_to(directory)
+        if path.is_file() and name.name not in _NOT_THE_MODEL and not name.name.startswith("."):
+            found.append(
+                FileDigest(
+                    path=name.as_posix(), size_bytes=path.stat().st_size, sha256=digest_file(path)
+                )
+            )
+    return tuple(found)
+
+
+def model_hash(files: tuple[FileDigest, ...]) -> str:
+    """The model's identity: sha256 over its files' paths and contents."""
+    return digest_json([[file.path, file.sha256] for file in files])
+
+
+def convert_gguf(source: Path, target: Path) -> None:
+    """Write the model in a GGUF file (dequantised to fp32) as a Hugging Face directory at `target`.
+
+    `target` appears whole or not at all.
+    """
+    import gguf
+    from tokenizers import pre_tokenizers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    place = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    loaded = AutoModelForCausalLM.from_pretrained(**place, dtype="float32")
+    config = loaded.config
+    del config.quantization_config  # or the saved model asks for the GGUF file again
+    # A copy without the GGUF quantizer: transformers refuses to save the loaded model itself.
+    model = AutoModelForCausalLM.from_config(config, dtype="float32")
+    model.load_state_dict(loaded.state_dict())
+    model.tie_weights()
+    model.generation_config = loaded.generation_config
+    tokenizer = AutoTokenizer.from_pretrained(**place)
+    kind = gguf.GGUFReader(source).get_field("tokenizer.ggml.pre")
+    if kind is not None and kind.contents() == "smollm":  # transformers drops its digit splitting
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
+        )
+    tokenizer.model_max_length = config.max_position_embeddings
+    model.save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
+    partial.rename(target)

@@ -1,0 +1,89 @@
+"""The end of a stage: its model directory and, written last, its record; and checking both."""
+
+import hashlib
+import importlib.metadata
+import platform
+import resource
+import shutil
+from pathlib import Path
+
+from schemas.base import BadInput
+from schemas.stage import StageRecord, StageSpec
+from sdft.model import LanguageModel
+from sdft.modelfiles import model_files, model_hash
+
+RECORD = "record.json"
+
+
+def finish_stage(
+    spec: StageSpec, directory: Path, lm: LanguageModel, steps: int, seconds: float
+) -> StageRecord:
+    """Write model/ and then record.json; the record's presence means that the stage is whole."""
+    model_dir, partial = directory / "model", directory / ".model-partial"
+    for leftover in (model_dir, partial):
+        shutil.rmtree(leftover, ignore_errors=True)
+    lm.model.save_pretrained(partial)
+    for file in Path(spec.parent_dir).iterdir():  # tokenizer and licence, byte for byte
+        if file.is_file() and not (partial / file.name).exists() and _belongs(file):
+            shutil.copyfile(file, partial / file.name)
+    partial.rename(model_dir)
+    files = model_files(model_dir)
+    record = StageRecord(
+        key=spec.key,
+        spec=spec,
+        model_hash=model_hash(files),
+        files=files,
+        steps=steps,
+        train_seconds=seconds,
+        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        code_version=code_version(),
+        environment=environment(lm),
+    )
+    record.write(directory / RECORD)
+    return record
+
+
+def verified_record(directory: Path) -> StageRecord | None:
+    """The stage's record if it is finished; raises BadInput where its files are not what it says."""
+    path = directory / RECORD
+    if not path.is_file():
+        return None
+    record = StageRecord.read(path)
+    if model_files(directory / "model") != record.files:
+        raise BadInput(
+            f"{directory / 'model'}: its files are not those that {RECORD} lists, so it is not the "
+            "model that was trained; remove the stage's directory to train it again"
+        )
+    return record
+
+
+def code_version() -> str:
+    """Package version and a digest of the source that decides what training does."""
+    here = Path(__file__).parent
+    sources = sorted([*here.glob("*.py"), *(here.parent / "schemas").glob("*.py")])
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    return f"{importlib.metadata.version('sdft')}+{digest[:12]}"
+
+
+def environment(lm: LanguageModel) -> dict[str, str]:
+    """What a stage ran on; recorded, not part of its identity."""
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if lm.device.type == "cuda" else "cpu",
+        "threads": str(torch.get_num_threads()),
+        **library_versions(),
+    }
+
+
+def library_versions() -> dict[str, str]:
+    """The libraries whose version can change a model's output."""
+    return {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
+
+
+def _belongs(file: Path) -> bool:
+    return file.suffix not in {".safetensors", ".bin", ".pt", ".md"} and not file.name.endswith(
+        ".index.json"
+    )

@@ -1,0 +1,34 @@
+"""What each step sees, as functions of (settings, seed, step): batches, learning rate, seeds."""
+
+import math
+
+import numpy as np
+
+from schemas.settings import TrainingSettings
+
+
+def total_steps(settings: TrainingSettings, rows: int) -> int:
+    """Steps of a stage: every row once an epoch, the last batch of an epoch may be smaller."""
+    return settings.epochs * math.ceil(rows / settings.prompts_per_step)
+
+
+def batch(settings: TrainingSettings, rows: int, seed: int, step: int) -> list[int]:
+    """The rows of step `step` (from 0): each epoch is its own permutation."""
+    per_epoch = math.ceil(rows / settings.prompts_per_step)
+    epoch, place = divmod(step, per_epoch)
+    order = np.random.default_rng([seed, epoch]).permutation(rows)
+    start = place * settings.prompts_per_step
+    return order[start : start + settings.prompts_per_step].tolist()
+
+
+def learning_rate(settings: TrainingSettings, step: int, steps: int) -> float:
+    """Linear warm-up, then constant or a cosine to 0 at the end."""
+    warm = min(1.0, (step + 1) / max(1, settings.warmup_steps))
+    if settings.schedule == "constant":
+        return settings.learning_rate * warm
+    return settings.learning_rate * warm * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The seed of all random numbers of one step, so that resuming needs no generator state."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)

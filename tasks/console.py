@@ -1,0 +1,11 @@
+"""What a person sees while it runs: one line an event, and a live line for a training stage."""
+
+from rich.console import Console
+
+console = Console(highlight=False)
+
+
+def say(step: str, subject: str, text: str, style: str = "") -> None:
+    """One event: the step of the flow, what it is about, and what came of it."""
+    console.print(f"[dim]{step:<9}[/dim] [bold]{subject:<16}[/bold] ", end="")
+    console.print(text, style=style, markup=False)

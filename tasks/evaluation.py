@@ -1,0 +1,102 @@
+"""Scoring one model on suites: cells that are known are read, the others made in a child process."""
+
+from pathlib import Path
+
+from prefect import task
+
+from schemas.base import Contract
+from schemas.curriculum import Suite
+from schemas.results import Cell, EvaluationSpec, SuiteSpec
+from schemas.settings import EvaluationSettings, RuntimeSettings
+from sdft.record import library_versions
+from tasks.basemodel import ModelDir
+from tasks.children import run_child
+from tasks.console import console, say
+from tasks.home import Home
+from tasks.tracking import open_client
+from tasks.validation import Snapshot
+
+
+class ScoredCell(Contract):
+    """A cell and where its per-item results lie."""
+
+    cell: Cell
+    items_file: str
+
+
+def suite_spec(suite: Suite, snapshot: Snapshot) -> SuiteSpec:
+    return SuiteSpec(
+        name=suite.name,
+        file=snapshot.file,
+        suite_hash=snapshot.data_hash,
+        scorer=suite.scorer,
+    )
+
+
+@task(task_run_name="evaluate-{label}")
+def evaluate_model(
+    label: str,
+    model: ModelDir,
+    suites: list[SuiteSpec],
+    settings: EvaluationSettings,
+    runtime: RuntimeSettings,
+    home_dir: str,
+) -> dict[str, ScoredCell]:
+    """The cells of one model on the given suites, by suite name."""
+    home = Home(home_dir)
+    spec = EvaluationSpec(
+        model_dir=model.path,
+        model_hash=model.model_hash,
+        template_hash=model.template_hash,
+        suites=tuple(suites),
+        settings=settings,
+        device=runtime.device,
+        libraries=library_versions(),
+    )
+    missing = [one for one in suites if not _cell_file(home, spec, one).is_file()]
+    if missing:
+        _evaluate(spec, home, label, runtime.stall_timeout_s)
+    known = f" ({len(suites) - len(missing)} known)" if len(missing) < len(suites) else ""
+    cells = {
+        one.name: ScoredCell(
+            cell=Cell.read(_cell_file(home, spec, one)),
+            items_file=str(_cell_file(home, spec, one).with_name("items.parquet")),
+        )
+        for one in suites
+    }
+    scores = "  ".join(f"{name} {scored.cell.score:.2f}" for name, scored in cells.items())
+    say("evaluate", label, f"{scores}{known}")
+    return cells
+
+
+def _evaluate(spec: EvaluationSpec, home: Home, label: str, stall_timeout_s: float) -> None:
+    home.cells.mkdir(exist_ok=True)
+    work = home.cells / f"spec-{spec.model_hash[:16]}"
+    work.mkdir(exist_ok=True)
+    spec.write(work / "spec.json")
+    log_file = work / "log.txt"
+    with console.status(f"evaluating {label} on {len(spec.suites)} suites"):
+        run_child(
+            "sdft.evaluate",
+            work / "spec.json",
+            home.cells,
+            log_file,
+            lambda: log_file.stat().st_size,
+            stall_timeout_s,
+        )
+
+
+def _cell_file(home: Home, spec: EvaluationSpec, suite: SuiteSpec) -> Path:
+    return home.cells / spec.cell_key(suite) / "cell.json"
+
+
+@task
+def log_scores(run_id: str, cells: dict[str, ScoredCell], home_dir: str) -> None:
+    """A stage's row in its MLflow run: one metric and one items file a suite."""
+    client = open_client(Home(home_dir))
+    logged = client.get_run(run_id).data.metrics
+    for suite, scored in cells.items():
+        name = f"eval/{suite}"
+        if logged.get(name) != scored.cell.score:
+            client.log_metric(run_id, name, scored.cell.score, timestamp=0, step=0)
+            client.log_artifact(run_id, scored.items_file, f"evaluation/{suite}")

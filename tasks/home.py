@@ -1,0 +1,65 @@
+"""The home directory: where everything of an embedded installation lies, and the environment."""
+
+import os
+from pathlib import Path
+
+from schemas.base import BadInput
+
+
+class Home:
+    """Paths under one directory. `activate` must run before Prefect or MLflow are imported."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root).resolve()
+        self.artifacts = self.root / "artifacts"
+        self.cache = self.root / "cache"
+        self.cells = self.root / "cells"
+        self.data = self.root / "data"
+        self.models = self.root / "models"
+        self.stages = self.root / "stages"
+
+    @property
+    def tracking_uri(self) -> str:
+        """MLFLOW_TRACKING_URI where it is set, otherwise the SQLite file in this home."""
+        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"
+
+    def activate(self, offline: bool) -> None:
+        """Make the directory and point every dependency at it, with telemetry off.
+
+        `offline` keeps the Hugging Face libraries from asking the hub. Raises BadInput when the
+        directory cannot be written.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe = self.root / f".probe-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise BadInput(
+                f"{self.root}: cannot be used as home ({error.strerror}); name a writable folder "
+                "with --home or SDFT_HOME"
+            ) from None
+        forced = {
+            "PREFECT_HOME": str(self.root / "prefect"),
+            "PREFECT_LOCAL_STORAGE_PATH": str(self.root / "prefect" / "storage"),
+            "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+            "GX_ANALYTICS_ENABLED": "false",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "TRANSFORMERS_VERBOSITY": "error",
+            "DO_NOT_TRACK": "1",
+        }
+        defaults = {
+            "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
+            "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+            "PREFECT_LOGGING_LEVEL": "WARNING",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        if offline:
+            defaults["HF_HUB_OFFLINE"] = "1"
+        os.environ.update(forced)
+        for name, value in defaults.items():
+            os.environ.setdefault(name, value)

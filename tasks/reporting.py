@@ -1,0 +1,84 @@
+"""The end of a run: the retention matrix and its pictures as versioned artifacts of one MLflow run."""
+
+import tempfile
+from pathlib import Path
+
+import pyarrow as pa
+from mlflow.entities import Metric
+from prefect import task
+
+from schemas.base import Contract
+from schemas.digest import digest_json
+from schemas.results import RetentionMatrix
+from sdft.data import write_table
+from sdft.stagelog import METRICS, read_metrics
+from tasks.home import Home
+from tasks.tracking import experiment, find_run, open_client, set_tags
+from tasks.training import TrainedStage
+
+MATRIX_DIGEST = "sdft.matrix_digest"
+LATEST = "sdft.matrix_of"
+
+
+class Report(Contract):
+    """Where the matrix of a run lies in MLflow."""
+
+    run_id: str
+    is_new: bool
+
+
+@task
+def report_run(matrix: RetentionMatrix, stages: list[TrainedStage], home_dir: str) -> Report:
+    """Log the matrix (JSON, Parquet, PNG) and the curves (PNG), unless this very matrix is there."""
+    home = Home(home_dir)
+    client = open_client(home)
+    experiment_id = experiment(client, home, matrix.curriculum)
+    digest = digest_json(matrix.model_dump(mode="json", exclude=_TIMINGS))
+    known = find_run(client, experiment_id, MATRIX_DIGEST, digest)
+    if known is not None:
+        return Report(run_id=known.info.run_id, is_new=False)
+    run_id = client.create_run(experiment_id, run_name=f"{matrix.curriculum}-retention").info.run_id
+    with tempfile.TemporaryDirectory() as folder:
+        write_report(matrix, stages, Path(folder))
+        client.log_artifacts(run_id, folder, "retention")
+    measures = [
+        Metric(f"retention/{name}", value, 0, 0)
+        for name, value in matrix.measures.model_dump().items()
+        if value is not None
+    ]
+    client.log_batch(run_id, metrics=measures)
+    client.set_terminated(run_id, "FINISHED")
+    set_tags(client, run_id, {MATRIX_DIGEST: digest, LATEST: matrix.curriculum})
+    return Report(run_id=run_id, is_new=True)
+
+
+_TIMINGS = {"rows": {"__all__": {"cells": {"__all__": {"seconds"}}}}}
+
+
+def write_report(matrix: RetentionMatrix, stages: list[TrainedStage], folder: Path) -> None:
+    """matrix.json, matrix.parquet (a row a cell), matrix.png and curves.png."""
+    from tasks.plots import curves, heat_map  # matplotlib costs half a second
+
+    matrix.write(folder / "matrix.json")
+    cells = [
+        {"stage": row.stage, "skill": row.skill, "passed": row.passed, "suite": suite}
+        | (cell.model_dump(exclude={"interval"}) if cell else {})
+        for row in matrix.rows
+        for suite, cell in zip(matrix.suites, row.cells, strict=True)
+    ]
+    write_table(pa.Table.from_pylist(cells), folder / "matrix.parquet")
+    heat_map(matrix, folder / "matrix.png")
+    lines = {one.skill: read_metrics(Path(one.directory) / METRICS)[0] for one in stages}
+    curves(lines, folder / "curves.png")
+
+
+def latest_matrix(home: Home, curriculum: str) -> RetentionMatrix | None:
+    """The newest retention matrix of a curriculum, read back through MLflow."""
+    client = open_client(home)
+    found = client.get_experiment_by_name(curriculum)
+    run = found and find_run(client, found.experiment_id, LATEST, curriculum)
+    if not run:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        path = client.download_artifacts(run.info.run_id, "retention/matrix.json", folder)
+        return RetentionMatrix.read(Path(path))
