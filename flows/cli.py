@@ -4,7 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -38,18 +38,12 @@ DEFAULT_HOME = Path(".sdft")
 def main() -> None:
     """Run the command line; exits 0 all passed, 1 error, 2 user's error, 3 refused, 130 Ctrl-C."""
     try:
-        app(standalone_mode=False)
+        app()
     except BadInput as error:
         _fail(str(error), USER_ERROR)
-    except typer.Exit as end:
-        sys.exit(end.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted; the same command goes on from the last checkpoint", INTERRUPTED)
-    except typer.TyperUsageError as error:  # wrong options and arguments
-        _fail(error.format_message(), USER_ERROR)
 
 
-def _fail(message: str, code: int) -> None:
+def _fail(message: str, code: int) -> NoReturn:
     console.print(f"error: {message}", style="red", markup=False)
     sys.exit(code)
 
@@ -70,7 +64,10 @@ def learn(curriculum_file: CurriculumFile, home: HomeOption = DEFAULT_HOME) -> N
     from flows.learn import learn as learn_flow
     from flows.show import show_learned
 
-    learned = learn_flow(str(curriculum_file), str(opened.root))
+    try:
+        learned = learn_flow(str(curriculum_file), str(opened.root))
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on from the last checkpoint", INTERRUPTED)
     show_learned(learned, opened)
     if not all(verdict.passed for verdict in learned.verdicts):
         raise typer.Exit(REFUSED)

@@ -13,6 +13,8 @@ from schemas.settings import EvaluationSettings, GateSettings, RuntimeSettings, 
 
 Scorer = Literal["exact_match", "contains", "regex", "tool_call"]
 HUB = "hub:"
+Place = tuple[Hashable, ...]
+"""Keys and indices from the root of a YAML document to a value."""
 
 
 class DataSource(Contract):
@@ -86,9 +88,9 @@ class Curriculum(Contract):
     def _skills_inherit_training(cls, value: Any) -> Any:
         match value:
             case {"training": dict(shared), "skills": list(skills)}:
-                merged = [_inherit(skill, shared) for skill in skills]
-                return {**value, "skills": merged}
-        return value
+                return {**value, "skills": [_inherit(skill, shared) for skill in skills]}
+            case _:
+                return value
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
@@ -160,7 +162,7 @@ def load_curriculum(path: Path) -> Curriculum:
         raise BadInput("\n".join(problems)) from None
 
 
-def _lines(node: yaml.Node, at: tuple[Hashable, ...] = ()) -> Iterator[tuple[tuple, int]]:
+def _lines(node: yaml.Node, at: Place = ()) -> Iterator[tuple[Place, int]]:
     """Every place in the document with its 1-based line; a key given twice is an error."""
     yield at, node.start_mark.line + 1
     if isinstance(node, yaml.MappingNode):
@@ -178,7 +180,7 @@ def _lines(node: yaml.Node, at: tuple[Hashable, ...] = ()) -> Iterator[tuple[tup
             yield from _lines(value, (*at, index))
 
 
-def _problem(path: Path, lines: dict[tuple, int], detail: Any) -> str:
+def _problem(path: Path, lines: dict[Place, int], detail: Any) -> str:
     place = tuple(detail["loc"])
     known = place
     while known and known not in lines:  # a missing key is reported at the mapping that lacks it

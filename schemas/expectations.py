@@ -10,7 +10,7 @@ from schemas.base import Contract
 
 EXPECTATIONS_VERSION = 1
 
-ROLES = r"^(system>)?(user>assistant>)*user$"
+ROLES = r"^(?:system>)?(?:user>assistant>)*user$"
 _COMMON = ["row", "id", "prompt", "roles", "student_tokens"]
 TRAIN_FACTS = [*_COMMON, "response", "response_tokens", "teacher_tokens", "in_eval"]
 EVAL_FACTS = [*_COMMON, "references", "reference_problem"]

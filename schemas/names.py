@@ -9,7 +9,7 @@ _SAFE = re.compile(r"[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?", re.ASCII)
 
 
 def check_name(value: str) -> str:
-    """Return `value` if it is safe as a folder, registry and metric name; raise ValueError if not."""
+    """`value`, if it is safe as a folder, registry and metric name; raises ValueError if not."""
     if not _SAFE.fullmatch(value):
         shown = value if len(value) <= 40 else value[:37] + "..."
         raise ValueError(

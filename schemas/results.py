@@ -65,11 +65,14 @@ class Cell(Contract):
     seconds: float
 
 
+Role = Literal["new skill", "earlier skill", "general"]
+
+
 class SuiteJudgement(Contract):
     """One line of a verdict."""
 
     suite: str
-    role: Literal["new skill", "earlier skill", "general"]
+    role: Role
     reference_stage: int
     reference: float | None
     candidate: float | None

@@ -18,7 +18,7 @@ TEMPLATES: dict[str, str] = {
 
 
 def check_template(text: str) -> None:
-    """Raise ValueError unless `text` holds {prompt} and {demonstration} and nothing else to fill."""
+    """Raise ValueError unless `text` holds {prompt}, {demonstration} and no other placeholder."""
     placeholders = set(re.findall(r"\{(\w*)\}", text))
     if placeholders != {"prompt", "demonstration"}:
         raise ValueError(

@@ -37,7 +37,7 @@ def save_checkpoint(
     teacher: Teacher | None,
     keep: int,
 ) -> Path:
-    """Write the state after `step` steps to folder/step-N, whole or not at all; keep the last few."""
+    """Write the state after `step` steps to folder/step-N, whole or not at all; keep the last."""
     partial = folder / f".partial-{os.getpid()}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

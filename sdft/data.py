@@ -72,6 +72,7 @@ def read_rows(source: DataSource, kind: str, cache_dir: Path) -> list[Row]:
 
 def _load(source: DataSource, cache_dir: Path) -> Any:
     import datasets
+    from datasets.exceptions import DatasetsError
 
     path = Path(source.path)
     try:
@@ -85,7 +86,7 @@ def _load(source: DataSource, cache_dir: Path) -> Any:
             if not isinstance(loaded, datasets.DatasetDict):
                 return loaded
             if source.split not in loaded:
-                raise BadInput(f"{path}: has no split {source.split!r}; it has {', '.join(loaded)}")
+                raise BadInput(f"{path}: has no split {source.split!r}; it has {', '.join(map(str, loaded))}")
             return loaded[source.split]
         if not path.is_file():
             raise BadInput(f"{path}: there is no such file")
@@ -94,7 +95,9 @@ def _load(source: DataSource, cache_dir: Path) -> Any:
         if path.stat().st_size == 0:
             raise BadInput(f"{path}: is empty")
         # CSV holds text only: without this "NA" would become null and "007" the number 7.
-        text_only = {"dtype": str, "keep_default_na": False} if path.suffix == ".csv" else {}
+        text_only: dict[str, Any] = {}
+        if path.suffix == ".csv":
+            text_only = {"dtype": str, "keep_default_na": False}
         return datasets.load_dataset(
             _BUILDERS[path.suffix],
             data_files=str(path),
@@ -103,7 +106,7 @@ def _load(source: DataSource, cache_dir: Path) -> Any:
             **text_only,
         )
     except (
-        datasets.exceptions.DatasetsError,
+        DatasetsError,
         pa.ArrowException,
         OSError,
         UnicodeError,

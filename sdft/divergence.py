@@ -103,7 +103,7 @@ class _RowLoss(torch.autograd.Function):
         wide = torch.promote_types(student_RD.dtype, torch.float32)
         grad_RD = torch.zeros_like(student_RD)
         grad_VD = torch.zeros_like(weight_VD, dtype=wide)
-        grad_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=wide)
+        grad_V = None if bias_V is None else torch.zeros_like(bias_V)
         loss_R = student_RD.new_zeros(len(student_RD), dtype=wide)
         entropy_R = torch.zeros_like(loss_R)
         for start in range(0, len(student_RD), chunk_rows):
@@ -119,16 +119,13 @@ class _RowLoss(torch.autograd.Function):
             grad_VD.addmm_(grad_CV.T, student_RD[rows].to(wide))
             if grad_V is not None:
                 grad_V += grad_CV.sum(0)
-        ctx.grads = (
-            grad_RD,
-            grad_VD.to(weight_VD.dtype),
-            grad_V if bias_V is None else grad_V.to(bias_V.dtype),
-        )
+        ctx.grads = grad_RD, grad_VD.to(weight_VD.dtype), grad_V
         ctx.mark_non_differentiable(loss_R, entropy_R)
         return (loss_R * weight_R).sum(), loss_R, entropy_R
 
     @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_loss = grads[0]
         grad_RD, grad_VD, grad_V = ctx.grads
         scaled_V = None if grad_V is None else grad_loss * grad_V
         return grad_loss * grad_RD, grad_loss * grad_VD, scaled_V, None, None, None, None

@@ -1,5 +1,6 @@
 """Scalar facts of raw rows, the columns that data validation looks at; made without judging."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ from transformers import AutoConfig
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from schemas.digest import digest_json
+from schemas.expectations import ROLES
 from schemas.templates import teacher_messages
 from sdft.data import Row, as_messages, as_references, row_id
 from sdft.model import load_tokenizer, max_positions, render
@@ -57,19 +59,18 @@ class FactMaker:
 
     def _common(self, number: int, row: Row) -> Row:
         messages = as_messages(row["prompt"])
-        usable = messages and messages[-1]["role"] == "user"
         return {
             "row": number,
             "id": row_id(row),
             "prompt": messages and messages[-1]["content"],
             "roles": messages and ">".join(turn["role"] for turn in messages),
-            "student_tokens": self._prompt_tokens(messages) if usable else None,
+            "student_tokens": messages and self._prompt_tokens(messages),
         }
 
     def _prompt_tokens(self, messages: list[dict[str, str]]) -> int | None:
         roles = [turn["role"] for turn in messages]
-        if not set(roles) <= {"system", "user", "assistant"}:
-            return None  # chat templates raise on roles that they do not know
+        if not re.match(ROLES, ">".join(roles)):
+            return None  # chat templates raise on turns that they do not know
         return len(render(self.tokenizer, messages))
 
     def _encode(self, text: str) -> list[int]:
@@ -78,7 +79,8 @@ class FactMaker:
 
 def _prompt_key(row: Row) -> str:
     messages = as_messages(row["prompt"])
-    return digest_json([[turn["role"], turn["content"].split()] for turn in messages or []])
+    turns = [{"role": turn["role"], "words": turn["content"].split()} for turn in messages or []]
+    return digest_json({"turns": turns})
 
 
 def _text_or_none(value: Any) -> str | None:

@@ -1,9 +1,11 @@
-"""The gate: from matrix rows to a verdict, as a pure function (DESIGN: a refusal needs no reason
-beyond a missing proof; a pass needs every number)."""
+"""The gate: from matrix rows to a verdict, as a pure function.
+
+A pass needs every number; a number that is missing or not comparable is a refusal.
+"""
 
 from collections.abc import Sequence
 
-from schemas.results import Cell, MatrixRow, SuiteJudgement, Verdict
+from schemas.results import Cell, MatrixRow, Role, SuiteJudgement, Verdict
 from schemas.settings import GateSettings
 
 
@@ -26,11 +28,14 @@ def judge(
     assert skill is not None, "the base model is not judged"
     column = {suite: index for index, suite in enumerate(suites)}
     parent, base = kept[-1], kept[0]
-    pairs = [(skill, "new skill", parent)]
-    pairs += [(row.skill, "earlier skill", row) for row in kept[1:] if row.skill]
-    pairs += [(suite, "general", base) for suite in general]
-    judgements = []
-    fingerprints = {}
+    pairs: list[tuple[str, Role, MatrixRow]] = [(skill, "new skill", parent)]
+    for row in kept[1:]:
+        assert row.skill is not None, "only row 0 is the base model"
+        pairs.append((row.skill, "earlier skill", row))
+    for suite in general:
+        pairs.append((suite, "general", base))
+    judgements: list[SuiteJudgement] = []
+    fingerprints: dict[str, tuple[str | None, str | None]] = {}
     for suite, role, reference in pairs:
         before, after = reference.cells[column[suite]], candidate.cells[column[suite]]
         limit = settings.min_gain if role == "new skill" else settings.max_forgetting
@@ -74,7 +79,7 @@ def _incomparable(before: Cell | None, after: Cell | None) -> str | None:
     return None
 
 
-def _shortfall(role: str, change: float, limit: float) -> str | None:
+def _shortfall(role: Role, change: float, limit: float) -> str | None:
     rounding = 1e-9
     if role == "new skill" and change < limit - rounding:
         return f"gained {change:+.3f}, less than min_gain {limit:.3f}"

@@ -50,6 +50,7 @@ class LanguageModel:
     def head(self, model: PreTrainedModel | None = None) -> Head:
         """The output head of this model, or of a copy of it."""
         module = (model or self.model).get_output_embeddings()
+        assert isinstance(module, nn.Linear), "checked when the model was opened"
         return Head(module.weight, module.bias, _softcap(self.model))
 
     def prompt_ids(self, messages: list[Message]) -> list[int]:
@@ -57,13 +58,13 @@ class LanguageModel:
         return render(self.tokenizer, messages)
 
     def text(self, tokens: list[int]) -> str:
-        return self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
     """Token ids of a conversation, up to where the answer begins."""
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return tokenizer.encode(text, add_special_tokens=False)
+    return tokenizer.encode(str(text), add_special_tokens=False)
 
 
 def pick_device(setting: str) -> torch.device:
@@ -81,12 +82,13 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
 
 def load_model(directory: Path, device: torch.device) -> LanguageModel:
-    """Open a model directory in fp32, ready to train; raises BadInput with what is missing in it."""
+    """Open a model directory in fp32, ready to train; raises BadInput with what it lacks."""
     check_model_dir(directory)
     tokenizer = load_tokenizer(directory)
     model = AutoModelForCausalLM.from_pretrained(
         directory, dtype=torch.float32, local_files_only=True, use_safetensors=True
-    ).to(device)
+    )
+    model.to(device)  # pyright: ignore[reportArgumentType] transformers' stub of `to` is wrong
     loaded = LanguageModel(
         model=model,
         tokenizer=tokenizer,
@@ -105,9 +107,15 @@ def max_positions(config: object) -> int:
 
 
 def _eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    configured = getattr(model.generation_config, "eos_token_id", None)
+    configured: int | list[int] | None = getattr(model.generation_config, "eos_token_id", None)
     many = configured if isinstance(configured, list) else [configured]
-    return frozenset(token for token in [*many, tokenizer.eos_token_id] if token is not None)
+    return frozenset(token for token in [*many, eos_id(tokenizer)] if token is not None)
+
+
+def eos_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The tokenizer's end-of-sequence token."""
+    assert isinstance(tokenizer.eos_token_id, int), "checked when the model was opened"
+    return tokenizer.eos_token_id
 
 
 def _end_of_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -117,9 +125,9 @@ def _end_of_turn(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     answered = tokenizer.apply_chat_template(
         [*question, {"role": "assistant", "content": "a"}], tokenize=False
     )
-    answer = tokenizer.encode(answered, add_special_tokens=False)[len(start) :]
+    answer = tokenizer.encode(str(answered), add_special_tokens=False)[len(start) :]
     endings = [token for token in answer if token in _eos_ids(model, tokenizer)]
-    return endings[0] if endings else tokenizer.eos_token_id
+    return endings[0] if endings else eos_id(tokenizer)
 
 
 def _softcap(model: PreTrainedModel) -> float | None:
@@ -127,11 +135,11 @@ def _softcap(model: PreTrainedModel) -> float | None:
 
 
 def _check_vocabulary(loaded: LanguageModel) -> None:
-    rows, tokens = loaded.model.get_input_embeddings().weight.shape[0], len(loaded.tokenizer)
+    rows, tokens = loaded.model.config.get_text_config().vocab_size, len(loaded.tokenizer)
     if tokens > rows:
         raise BadInput(
-            f"{loaded.model.name_or_path}: the tokenizer has {tokens} tokens, the model embeds only "
-            f"{rows}; use the tokenizer that the model was trained with"
+            f"{loaded.model.name_or_path}: the tokenizer has {tokens} tokens, the model embeds "
+            f"only {rows}; use the tokenizer that the model was trained with"
         )
 
 
@@ -141,7 +149,7 @@ def _check_head(loaded: LanguageModel) -> None:
     model = loaded.model
     if not isinstance(model.get_output_embeddings(), nn.Linear):
         raise BadInput(
-            f"{model.name_or_path}: its output head is not linear; such models cannot be trained here"
+            f"{model.name_or_path}: its output head is not linear; such models cannot be trained"
         )
     ids_BT = torch.tensor(
         [loaded.prompt_ids([{"role": "user", "content": "a"}])[:8]], device=model.device

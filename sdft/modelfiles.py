@@ -94,7 +94,7 @@ def convert_gguf(source: Path, target: Path) -> None:
     place = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
     loaded = AutoModelForCausalLM.from_pretrained(**place, dtype="float32")
     config = loaded.config
-    del config.quantization_config  # or the saved model asks for the GGUF file again
+    delattr(config, "quantization_config")  # or the saved model asks for the GGUF file again
     # A copy without the GGUF quantizer: transformers refuses to save the loaded model itself.
     model = AutoModelForCausalLM.from_config(config, dtype="float32")
     model.load_state_dict(loaded.state_dict())

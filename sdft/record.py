@@ -44,7 +44,7 @@ def finish_stage(
 
 
 def verified_record(directory: Path) -> StageRecord | None:
-    """The stage's record if it is finished; raises BadInput where its files are not what it says."""
+    """The stage's record if it is finished; raises BadInput where its files are not as recorded."""
     path = directory / RECORD
     if not path.is_file():
         return None

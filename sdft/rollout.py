@@ -40,8 +40,8 @@ def generate(
     room = lm.max_positions - sampling.max_new_tokens
     if (longest := max(map(len, prompts))) > room:
         raise ValueError(
-            f"a prompt has {longest} tokens, but with max_new_tokens {sampling.max_new_tokens} only "
-            f"{room} of the model's {lm.max_positions} positions are left for it"
+            f"a prompt has {longest} tokens, but with max_new_tokens {sampling.max_new_tokens} "
+            f"only {room} of the model's {lm.max_positions} positions are left for it"
         )
     draws_BT = torch.rand(
         len(prompts), sampling.max_new_tokens, generator=torch.Generator().manual_seed(seed)

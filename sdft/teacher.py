@@ -24,9 +24,9 @@ class Teacher:
     def update(self, student: PreTrainedModel) -> None:
         """Move the averages towards the student; call once after every optimizer step."""
         if self.rate:
-            torch._foreach_lerp_(
-                list(self.model.parameters()), list(student.parameters()), self.rate
-            )
+            pairs = zip(self.model.parameters(), student.parameters(), strict=True)
+            for average, parameter in pairs:
+                average.lerp_(parameter, self.rate)
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint must keep; empty when the parent model has it all."""

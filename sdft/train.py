@@ -76,8 +76,8 @@ def train(spec: StageSpec, directory: Path, stop: Stop) -> StageRecord | None:
         norm = torch.nn.utils.clip_grad_norm_(lm.model.parameters(), settings.max_grad_norm)
         if not math.isfinite(metrics["divergence"] + norm.item()):
             raise Diverged(
-                f"step {step + 1}: divergence {metrics['divergence']}, gradient norm {norm.item()}; "
-                f"a learning rate below {settings.learning_rate} or a longer warm-up may help"
+                f"step {step + 1}: divergence {metrics['divergence']}, gradient norm {norm}; try a "
+                f"learning rate below {settings.learning_rate} or a longer warm-up"
             )
         rate = learning_rate(settings, step, steps)
         for group in optimizer.param_groups:
@@ -146,8 +146,8 @@ def backward(
     counted = sum(length > 0 for length in lengths)
     if not counted:
         raise BadInput(
-            f"no completion is longer than skip_first_tokens ({skip}), so there is nothing to learn "
-            "from; lower it"
+            f"no completion is longer than skip_first_tokens ({skip}), so there is nothing to "
+            "learn from; lower it"
         )
     lm.model.train()
     losses: list[float] = []
@@ -208,8 +208,8 @@ def check_lengths(lm: LanguageModel, examples: list[Example], settings: Training
                 )
         if len(example.demonstration.tokens) > settings.max_new_tokens:
             raise BadInput(
-                f"row {example.id}: the response has {len(example.demonstration.tokens)} tokens, so "
-                f"no answer like it fits into max_new_tokens {settings.max_new_tokens}; raise it"
+                f"row {example.id}: the response has {len(example.demonstration.tokens)} tokens, "
+                f"so no answer like it fits into max_new_tokens {settings.max_new_tokens}; raise it"
             )
 
 

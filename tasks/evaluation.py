@@ -1,4 +1,4 @@
-"""Scoring one model on suites: cells that are known are read, the others made in a child process."""
+"""Scoring one model on suites: known cells are read, the others made in a child process."""
 
 from pathlib import Path
 

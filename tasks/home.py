@@ -56,6 +56,7 @@ class Home:
             "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
             "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
             "PREFECT_LOGGING_LEVEL": "WARNING",
+            "MLFLOW_LOGGING_LEVEL": "WARNING",
             "TOKENIZERS_PARALLELISM": "false",
         }
         if offline:

@@ -42,14 +42,14 @@ def register_stage(
         version = _create_version(client, home, name, stage, parent_version)
     word = "pass" if verdict.passed else "refuse"
     if version.tags.get(VERDICT) == word:
-        return version.version
+        return str(version.version)
     client.set_registered_model_alias(name, CANDIDATE, version.version)
     if verdict.passed:
         client.set_registered_model_alias(name, CHAMPION, version.version)
     client.set_model_version_tag(name, version.version, VERDICT, word)
     outcome = "champion" if verdict.passed else "refused; the champion stays as it was"
     say("register", stage.skill, f"{name} version {version.version}: {outcome}")
-    return version.version
+    return str(version.version)
 
 
 def find_version(client: MlflowClient, name: str, stage_key: str) -> ModelVersion | None:
@@ -61,7 +61,7 @@ def find_version(client: MlflowClient, name: str, stage_key: str) -> ModelVersio
 def champion_version(client: MlflowClient, name: str) -> str | None:
     """The version that the champion alias points to; None where there is no model or alias."""
     try:
-        return client.get_model_version_by_alias(name, CHAMPION).version
+        return str(client.get_model_version_by_alias(name, CHAMPION).version)
     except MlflowException:
         return None
 
@@ -112,7 +112,7 @@ def _create_version(
 
 
 def save_package(model_dir: Path, target: Path) -> None:
-    """Save a model directory so that `mlflow.transformers.load_model` opens it, safetensors only."""
+    """Save a model directory for `mlflow.transformers.load_model`, in safetensors only."""
     import mlflow.transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
@@ -167,11 +167,13 @@ def registry_status(home: Home) -> list[RegisteredName]:
             name=model.name,
             versions=tuple(
                 RegisteredVersion(
-                    version=one.version,
+                    version=str(one.version),
                     skill=one.tags.get("sdft.skill", ""),
                     verdict=one.tags.get(VERDICT, "none yet"),
                     # search results carry no aliases of their own
-                    aliases=tuple(a for a, v in model.aliases.items() if str(v) == one.version),
+                    aliases=tuple(
+                        a for a, v in model.aliases.items() if str(v) == str(one.version)
+                    ),
                     parent=one.tags.get("sdft.parent_version", ""),
                     model_hash=one.tags.get("sdft.model_hash", ""),
                     run_id=one.run_id or "",

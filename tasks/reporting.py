@@ -1,4 +1,4 @@
-"""The end of a run: the retention matrix and its pictures as versioned artifacts of one MLflow run."""
+"""The end of a run: the retention matrix and its pictures as artifacts of one MLflow run."""
 
 import tempfile
 from pathlib import Path
@@ -29,7 +29,7 @@ class Report(Contract):
 
 @task
 def report_run(matrix: RetentionMatrix, stages: list[TrainedStage], home_dir: str) -> Report:
-    """Log the matrix (JSON, Parquet, PNG) and the curves (PNG), unless this very matrix is there."""
+    """Log the matrix (JSON, Parquet, PNG) and the curves (PNG), unless this very one is there."""
     home = Home(home_dir)
     client = open_client(home)
     experiment_id = experiment(client, home, matrix.curriculum)

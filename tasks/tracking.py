@@ -1,6 +1,6 @@
-"""MLflow: one run a stage, found by its stage key; everything logged so that again is the same.
+"""MLflow: one run a stage, found by its stage key; logging again changes nothing.
 
-The files of a stage are the truth and MLflow the view: all that is here can be made again from them.
+The files of a stage are the truth and MLflow the view: all here can be made again from them.
 """
 
 import json

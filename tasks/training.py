@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from mlflow import MlflowClient
 from prefect import task
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -99,7 +100,9 @@ def _train(spec: StageSpec, directory: Path, relay: MetricRelay, data: SuiteData
         TextColumn("{task.completed:>4}/{task.total} steps  {task.fields[now]}"),
         TimeElapsedColumn(),
     ]
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
         bar = progress.add_task("", total=steps, now="starting")
 
         def tick() -> int:
@@ -129,8 +132,8 @@ def _train(spec: StageSpec, directory: Path, relay: MetricRelay, data: SuiteData
 
 
 def _log_results(
-    client, run_id: str, data: SuiteData, directory: Path, record: StageRecord
-) -> None:  # noqa: ANN001
+    client: MlflowClient, run_id: str, data: SuiteData, directory: Path, record: StageRecord
+) -> None:
     for snapshot, context in [(data.train, "training"), (data.eval, "evaluation")]:
         if snapshot is not None:
             log_snapshot(client, run_id, snapshot, context)

@@ -6,6 +6,7 @@ Docs page. A set that does not leaves a quarantine file with a reason a row.
 
 import importlib.metadata
 import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -177,12 +178,14 @@ def run_expectations(
     """
     import great_expectations as gx
     import pandas as pd
+    from great_expectations.data_context.types.base import ProgressBarsConfig
     from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
     from great_expectations.render.renderer import ValidationResultsPageRenderer
     from great_expectations.render.view import DefaultJinjaPageView
 
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)
     context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = {"globally": False}
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
     batch = (
         context.data_sources.add_pandas("rows")
         .add_dataframe_asset(name)
@@ -198,7 +201,8 @@ def run_expectations(
         suite,
         result_format={"result_format": "COMPLETE", "unexpected_index_column_names": ["row"]},
     )
-    write_atomically(directory / "result.json", json.dumps(result.to_json_dict(), indent=1))
+    document: Any = result.to_json_dict()
+    write_atomically(directory / "result.json", json.dumps(document, indent=1))
     page = DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(result))
     write_atomically(directory / "docs.html", page)
     return [
@@ -208,7 +212,7 @@ def run_expectations(
                 int(place["row"]) for place in one["result"].get("unexpected_index_list") or ()
             ),
         )
-        for one in result.to_json_dict()["results"]
+        for one in document["results"]
         if not one["success"]
     ]
 

@@ -84,7 +84,7 @@ def fetch_model(model_dir: Path = MODEL_DIR) -> Path:
                 f"sha256 {digest} ({size_bytes} bytes), "
                 f"expected {GGUF_SHA256} ({GGUF_SIZE_BYTES} bytes)"
             )
-        os.replace(unpacked, final)
+        unpacked.replace(final)
     print(f"wrote {final} ({GGUF_SIZE_BYTES} bytes, sha256 verified)")
     return final
 

@@ -1,0 +1,35 @@
+# Every target does its own set-up; nothing but Python 3.11+ and make is needed.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup run run-smollm2 test test-fast lint bench clean
+
+setup: .venv/.ready
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+run: setup
+	$(BIN)/sdft learn examples/quickstart/curriculum.yaml
+
+run-smollm2: setup
+	$(BIN)/python examples/smollm2/fetch_model.py
+	$(BIN)/sdft learn examples/smollm2/curriculum.yaml
+
+test: setup
+	$(BIN)/python -m pytest
+
+test-fast: setup
+	$(BIN)/python -m pytest -m 'not slow'
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: setup
+	@echo "benchmark  ours  peer  ratio"
+
+clean:
+	rm -rf .venv .sdft
