@@ -1,5 +1,6 @@
 """Tables for people: the retention matrix, the verdicts, the plan, the registry."""
 
+from rich import box
 from rich.table import Table
 
 from flows.learn import Learned
@@ -37,12 +38,13 @@ def show_learned(learned: Learned, home: Home) -> None:
 
 def show_matrix(matrix: RetentionMatrix) -> None:
     """Rows are stages, columns suites; a stage's own skill is in brackets."""
-    table = Table(title=f"{matrix.curriculum}: score after each stage", title_justify="left")
-    table.add_column("stage")
+    title = f"{matrix.curriculum}: score after each stage"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("stage", no_wrap=True)
     for suite in matrix.suites:
         table.add_column(suite, justify="right", style=None if suite in matrix.skills else "cyan")
-    table.add_column("version", justify="right")
-    table.add_column("verdict")
+    table.add_column("v.", justify="right")
+    table.add_column("verdict", no_wrap=True)
     for row in matrix.rows:
         cells = [
             _cell(cell, own=suite == row.skill)

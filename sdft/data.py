@@ -3,8 +3,10 @@
 Whatever the file format, the same rows give the same hash: it is taken over canonical rows.
 """
 
+import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,16 +51,15 @@ def read_rows(source: DataSource, kind: str, cache_dir: Path) -> list[Row]:
 
     Raises BadInput for a missing, empty or unreadable file and for missing columns.
     """
-    import datasets
-
-    datasets.disable_progress_bars()
-    table = _load(source, cache_dir)
     columns = {ours: source.columns.get(ours, ours) for ours in _REQUIRED[kind] + _OPTIONAL[kind]}
     if unknown := set(source.columns) - set(columns):
         raise BadInput(
             f"{source.path}: columns maps {', '.join(sorted(unknown))}, which is none of ours: "
             f"{', '.join(columns)}"
         )
+    with _readable(source):
+        table = _load(source, cache_dir)
+        rows: list[Row] = list(table)
     for ours, theirs in columns.items():
         needed = ours in _REQUIRED[kind] or ours in source.columns
         if needed and theirs not in table.column_names:
@@ -67,54 +68,60 @@ def read_rows(source: DataSource, kind: str, cache_dir: Path) -> list[Row]:
                 f"{', '.join(table.column_names)}; map yours with columns: {{{ours}: <its name>}}"
             )
     present = {ours: theirs for ours, theirs in columns.items() if theirs in table.column_names}
-    return [{ours: row[theirs] for ours, theirs in present.items()} for row in table]
+    return [{ours: row[theirs] for ours, theirs in present.items()} for row in rows]
+
+
+@contextmanager
+def _readable(source: DataSource) -> Generator[None]:
+    """Whatever the readers raise on a bad file, as a BadInput that names it."""
+    from datasets.exceptions import DatasetsError
+
+    try:
+        yield
+    except BadInput:
+        raise
+    except (DatasetsError, pa.ArrowException, OSError, ValueError) as error:
+        raise BadInput(f"{source.path}: cannot be read: {_innermost(error)}") from error
 
 
 def _load(source: DataSource, cache_dir: Path) -> Any:
     import datasets
-    from datasets.exceptions import DatasetsError
 
-    path = Path(source.path)
-    try:
-        if source.path.startswith(HUB):
-            name = source.path.removeprefix(HUB)
-            return datasets.load_dataset(
-                name, split=source.split, revision=source.revision, cache_dir=str(cache_dir)
-            )
-        if path.is_dir():
-            loaded = datasets.load_from_disk(str(path))
-            if not isinstance(loaded, datasets.DatasetDict):
-                return loaded
-            if source.split not in loaded:
-                raise BadInput(f"{path}: has no split {source.split!r}; it has {', '.join(map(str, loaded))}")
-            return loaded[source.split]
-        if not path.is_file():
-            raise BadInput(f"{path}: there is no such file")
-        if path.suffix not in _BUILDERS:
-            raise BadInput(f"{path}: is none of {', '.join(_BUILDERS)} nor a datasets directory")
-        if path.stat().st_size == 0:
-            raise BadInput(f"{path}: is empty")
-        # CSV holds text only: without this "NA" would become null and "007" the number 7.
-        text_only: dict[str, Any] = {}
-        if path.suffix == ".csv":
-            text_only = {"dtype": str, "keep_default_na": False}
+    datasets.disable_progress_bars()
+    path, cache = Path(source.path), str(cache_dir)
+    if source.path.startswith(HUB):
+        name = source.path.removeprefix(HUB)
         return datasets.load_dataset(
-            _BUILDERS[path.suffix],
-            data_files=str(path),
-            split="train",
-            cache_dir=str(cache_dir),
-            **text_only,
+            name, split=source.split, revision=source.revision, cache_dir=cache
         )
-    except (
-        DatasetsError,
-        pa.ArrowException,
-        OSError,
-        UnicodeError,
-        ValueError,
-    ) as error:
-        if isinstance(error, BadInput):
-            raise
-        raise BadInput(f"{source.path}: cannot be read: {_innermost(error)}") from error
+    if path.is_dir():
+        loaded = datasets.load_from_disk(str(path))
+        if not isinstance(loaded, datasets.DatasetDict):
+            return loaded
+        if source.split not in loaded:
+            names = ", ".join(map(str, loaded))
+            raise BadInput(f"{path}: has no split {source.split!r}; it has {names}")
+        return loaded[source.split]
+    if not path.is_file():
+        raise BadInput(f"{path}: there is no such file")
+    if path.suffix not in _BUILDERS:
+        raise BadInput(f"{path}: is none of {', '.join(_BUILDERS)} nor a datasets directory")
+    if path.stat().st_size == 0:
+        raise BadInput(f"{path}: is empty")
+    options = _csv_options(path) if path.suffix == ".csv" else {}
+    return datasets.load_dataset(
+        _BUILDERS[path.suffix], data_files=str(path), split="train", cache_dir=cache, **options
+    )
+
+
+def _csv_options(path: Path) -> dict[str, Any]:
+    """CSV holds text only: without this "NA" would become null and "007" the number 7."""
+    from datasets import Features, Value
+
+    with path.open(newline="", encoding="utf-8") as file:
+        names = next(csv.reader(file))
+    text = Features({name: Value("string") for name in names})
+    return {"features": text, "keep_default_na": False}
 
 
 def _innermost(error: BaseException) -> str:

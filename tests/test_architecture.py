@@ -1,0 +1,64 @@
+"""Rules of the project as tests: imports go one way, files stay small, pins work together."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+LAYERS = ["schemas", "sdft", "tasks", "flows"]
+FORBIDDEN = {
+    "schemas": {"torch", "transformers", "prefect", "mlflow"},
+    "sdft": {"prefect", "mlflow", "great_expectations"},
+    "tasks": set(),
+    "flows": {"mlflow", "great_expectations", "torch", "transformers"},
+}
+SOURCES = [path for layer in LAYERS for path in sorted((ROOT / layer).glob("**/*.py"))]
+
+
+def imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_right_only_and_files_have_one_responsibility(path: Path) -> None:
+    layer = path.relative_to(ROOT).parts[0]
+    above = set(LAYERS[LAYERS.index(layer) + 1 :])
+    assert not imported(path) & (above | FORBIDDEN[layer])
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 300
+
+
+def test_nothing_knows_of_the_examples() -> None:
+    for path in SOURCES:
+        assert "pocket" not in path.read_text(encoding="utf-8").lower(), path
+
+
+def test_no_pickle_and_no_remote_code() -> None:
+    for path in SOURCES:
+        text = path.read_text(encoding="utf-8")
+        assert "torch.load(" not in text, path
+        assert "trust_remote_code" not in text, path
+        assert "pickle" not in imported(path), path
+
+
+def test_the_command_line_starts_without_the_heavy_libraries() -> None:
+    heavy = ("torch", "transformers", "prefect", "mlflow", "datasets", "great_expectations")
+    code = f"import sys, flows.cli; print([m for m in {heavy} if m in sys.modules])"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def test_prefects_server_imports_with_the_pinned_versions() -> None:
+    """With an unpinned fastapi this fails while `from prefect import flow` still works."""
+    importlib.import_module("prefect.server.api.server")

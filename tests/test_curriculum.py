@@ -1,0 +1,98 @@
+"""The curriculum file: inheritance, paths, and errors that name file, line and field."""
+
+from pathlib import Path
+
+import pytest
+
+from schemas.base import BadInput
+from schemas.curriculum import load_curriculum
+from schemas.names import check_name
+from schemas.templates import TEMPLATES, check_template, teacher_messages
+
+GOOD = """\
+name: demo
+base_model: model
+skills:
+  - name: first
+    train: data/first.jsonl
+    eval: {path: data/eval.csv, columns: {references: answer}}
+    training: {epochs: 3}
+  - name: second
+    train: /abs/second.parquet
+    eval: {path: hub:org/name, revision: abc}
+    scorer: tool_call
+training:
+  learning_rate: 1.0e-4
+  epochs: 5
+"""
+
+
+def load(text: str, folder: Path) -> object:
+    path = folder / "curriculum.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_curriculum(path)
+
+
+def test_settings_are_inherited_and_paths_start_at_the_file(tmp_path: Path) -> None:
+    curriculum = load(GOOD, tmp_path)
+    first, second = curriculum.skills
+    assert (first.training.epochs, second.training.epochs) == (3, 5)
+    assert first.training.learning_rate == 1e-4
+    assert first.train.path == str(tmp_path / "data" / "first.jsonl")
+    assert second.train.path == "/abs/second.parquet"
+    assert second.eval.path == "hub:org/name"
+    assert curriculum.base_model == str(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("base_model: model", "base_modell: model", "curriculum.yaml:2: base_modell: is no known"),
+        ("training: {epochs: 3}", "trainig: {}", r":7: skills\.0\.trainig: is no known key"),
+        ("learning_rate: 1.0e-4", "learning_rate: 2", r":13: training\.learning_rate: .*less than"),
+        ("scorer: tool_call", "scorer: bleu", r":11: skills\.1\.scorer: .*exact_match"),
+        (", revision: abc", "", r":10: skills\.1\.eval: .*needs a revision"),
+        ("name: second", "name: first", "two skills or general suites are named 'first'"),
+        ("name: second", "name: ../x", r":8: skills\.1\.name: '\.\./x' is no safe name"),
+        ("name: second", f"name: {'x' * 300}", "is no safe name"),
+        ("name: second", "name: fırst", "is no safe name"),
+        ("epochs: 5", "epochs: 5\n  epochs: 6", "given twice"),
+        ("epochs: 5", "epochs: 0", r"training\.epochs: .*greater than or equal to 1"),
+        ("name: demo\n", "", "name: is required and missing"),
+        ("name: demo", "name: demo\ngate: {min_gain: 1.5}", r":2: gate\.min_gain: .*less than"),
+        ("epochs: 5", "teacher_template: 'no placeholders'", "exactly the placeholders"),
+        ("skills:", "skills: []\nother:", ":3: skills: .*at least 1"),
+    ],
+)
+def test_mistakes_are_named_with_their_line(
+    old: str, new: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BadInput, match=message):
+        load(GOOD.replace(old, new), tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "- a", "a: [", "name: \x00"])
+def test_what_is_no_mapping_is_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"curriculum\.yaml"):
+        load(text, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "A", "", "a.", "-a", "a\n", "con ", "é", "a" * 64])
+def test_names_that_could_leave_their_folder_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="no safe name"):
+        check_name(name)
+
+
+def test_teacher_templates_show_the_demonstration_and_leave_data_alone() -> None:
+    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "q {demonstration}"}]
+    for template in TEMPLATES:
+        shown = teacher_messages(turns, "a {prompt}", None, template)
+        text = "\n".join(turn["content"] for turn in shown)
+        assert shown[0] == turns[0]
+        assert shown[-1]["role"] == "user"
+        assert text.count("a {prompt}") == 1, template
+        assert "q {demonstration}" in text
+    with_source = teacher_messages(turns, "a", "SOURCE", "compact")
+    assert with_source[-1]["content"].startswith("SOURCE\n\nq ")
+    assert len(teacher_messages(turns, "a", None, "dialogue")) == 4
+    check_template("{prompt} | {demonstration}")

@@ -1,0 +1,105 @@
+"""Reading data: every format gives the same rows; bad files say what is wrong and where."""
+
+import json
+from pathlib import Path
+
+import datasets
+import pandas as pd
+import pytest
+from conftest import train_rows, write_jsonl
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.base import BadInput
+from schemas.curriculum import DataSource
+from sdft.data import data_hash, eval_table, read_rows, train_table
+
+ROWS = [
+    {"id": "007", "prompt": "Say NA", "response": "NA"},
+    {"id": "008", "prompt": "Line\nbreak, and a comma", "response": "42"},
+]
+
+
+def read(source: DataSource | Path, tmp_path: Path, kind: str = "train") -> list[dict]:
+    if isinstance(source, Path):
+        source = DataSource(path=str(source))
+    return read_rows(source, kind, tmp_path / "cache")
+
+
+def test_the_same_rows_in_any_format_are_the_same_data(tmp_path: Path) -> None:
+    frame = pd.DataFrame(ROWS)
+    frame.to_csv(tmp_path / "rows.csv", index=False)
+    frame.to_parquet(tmp_path / "rows.parquet")
+    write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS))
+    datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "directory")
+    split = datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)})
+    split.save_to_disk(tmp_path / "splits")
+    names = ["rows.csv", "rows.parquet", "rows.jsonl", "rows.json", "directory", "splits"]
+    hashes = {name: data_hash(train_table(read(tmp_path / name, tmp_path))) for name in names}
+    assert len(set(hashes.values())) == 1, hashes
+    assert train_table(ROWS)["response"].to_pylist() == ["NA", "42"]
+
+
+def test_columns_are_mapped_and_messages_kept(tmp_path: Path) -> None:
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
+    path = write_jsonl(tmp_path / "chat.jsonl", [{"q": turns, "a": "Hi", "other": 1}])
+    source = DataSource(path=str(path), columns={"prompt": "q", "response": "a"})
+    table = train_table(read(source, tmp_path))
+    assert table["messages"].to_pylist() == [turns]
+    assert table["response"].to_pylist() == ["Hi"]
+
+
+def test_a_change_in_any_row_or_their_order_changes_the_hash() -> None:
+    base = data_hash(train_table(ROWS))
+    assert data_hash(train_table(ROWS[::-1])) != base
+    for field in ("id", "prompt", "response"):
+        changed = [{**ROWS[0], field: "other"}, ROWS[1]]
+        assert data_hash(train_table(changed)) != base
+
+
+@given(st.lists(st.text(), min_size=1, max_size=5, unique=True))
+def test_any_text_survives_canonicalisation(texts: list[str]) -> None:
+    texts = [text.encode("utf-8", "replace").decode() for text in texts]
+    table = eval_table([{"prompt": text, "references": [text]} for text in texts])
+    assert table["references"].to_pylist() == [[text] for text in texts]
+    assert len(set(table["row_hash"].to_pylist())) == len(set(texts))
+
+
+def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
+    good = write_jsonl(folder / "good.jsonl", train_rows(3))
+    pd.DataFrame(ROWS).to_parquet(folder / "cut.parquet")
+    content = (folder / "cut.parquet").read_bytes()
+    (folder / "cut.parquet").write_bytes(content[: len(content) // 2])
+    (folder / "empty.jsonl").touch()
+    (folder / "latin.jsonl").write_bytes(b'{"prompt": "caf\xe9", "response": "x"}\n')
+    (folder / "broken.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt": \n')
+    (folder / "rows.txt").write_text("hello")
+    write_jsonl(folder / "columns.jsonl", [{"question": "a", "answer": "b"}])
+    assert good.is_file()
+    return {
+        "missing": (folder / "nowhere.jsonl", "there is no such file"),
+        "empty": (folder / "empty.jsonl", "is empty"),
+        "truncated": (folder / "cut.parquet", "cannot be read"),
+        "not UTF-8": (folder / "latin.jsonl", "cannot be read"),
+        "broken JSON": (folder / "broken.jsonl", "cannot be read"),
+        "unknown kind": (folder / "rows.txt", r"is none of \.jsonl"),
+        "columns": (folder / "columns.jsonl", "has no column 'prompt'.*question, answer"),
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["missing", "empty", "truncated", "not UTF-8", "broken JSON", "unknown kind", "columns"]
+)
+def test_bad_files_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    path, message = bad_files(tmp_path)[name]
+    with pytest.raises(BadInput, match=message) as error:
+        read(path, tmp_path)
+    assert str(path) in str(error.value)
+
+
+def test_columns_that_are_none_of_ours_are_refused(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "rows.jsonl", ROWS)
+    source = DataSource(path=str(path), columns={"answer": "response"})
+    with pytest.raises(BadInput, match="columns maps answer"):
+        read(source, tmp_path)

@@ -1,0 +1,100 @@
+"""Completions: the exact distribution, and no dependence on who else is in the batch."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sdft.model import LanguageModel, load_model
+from sdft.rollout import Sampling, generate
+from sdft.scoring import completion_hidden
+
+PROMPTS = ["a", "tell me", "something much longer than the others", "b c"]
+
+
+@pytest.fixture(scope="module")
+def lm(tiny_dir: Path) -> LanguageModel:
+    loaded = load_model(tiny_dir, torch.device("cpu"))
+    loaded.model.eval()
+    return loaded
+
+
+def ids(lm: LanguageModel, texts: list[str]) -> list[list[int]]:
+    return [lm.prompt_ids([{"role": "user", "content": text}]) for text in texts]
+
+
+def test_first_tokens_follow_the_models_own_distribution(lm: LanguageModel) -> None:
+    prompt = ids(lm, ["hello"])[0]
+    count, temperature = 4000, 0.7
+    drawn = generate(lm, [prompt] * count, Sampling(1, temperature=temperature), seed=3)
+    with torch.no_grad():
+        logits = lm.model(torch.tensor([prompt])).logits[0, -1]
+    exact = (logits / temperature).softmax(-1)
+    counted = torch.zeros_like(exact)
+    for completion in drawn:
+        counted[completion.tokens[0]] += 1
+    # the expected total variation of `count` exact draws, and a wide margin over it
+    noise = (exact * (1 - exact) / count).sqrt().sum() * 0.4
+    assert (counted / count - exact).abs().sum() / 2 < 1.5 * noise
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_it(lm: LanguageModel) -> None:
+    prompt = ids(lm, ["hello"])[0]
+    with torch.no_grad():
+        exact = lm.model(torch.tensor([prompt])).logits[0, -1].softmax(-1)
+    order = exact.argsort(descending=True)
+    size = int((exact[order].cumsum(-1) < 0.5).sum()) + 1
+    drawn = generate(lm, [prompt] * 500, Sampling(1, temperature=1.0, top_p=0.5), seed=0)
+    assert {completion.tokens[0] for completion in drawn} <= set(order[:size].tolist())
+
+
+def test_a_completion_does_not_depend_on_who_is_in_the_batch(lm: LanguageModel) -> None:
+    prompts = ids(lm, PROMPTS)
+    sampling = Sampling(24, temperature=1.0)
+    together = generate(lm, prompts, sampling, seed=5)
+    shorter = generate(lm, prompts[:2], sampling, seed=5)
+    assert together[:2] == shorter
+    assert together == generate(lm, prompts, sampling, seed=5)
+    assert together != generate(lm, prompts, sampling, seed=6)
+
+
+def test_greedy_equals_transformers_generate(lm: LanguageModel) -> None:
+    for prompt, mine in zip(
+        ids(lm, PROMPTS), generate(lm, ids(lm, PROMPTS), Sampling(20)), strict=True
+    ):
+        theirs = lm.model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=20)
+        assert theirs[0, len(prompt) :].tolist() == mine.tokens
+
+
+def test_eos_ends_a_completion_and_the_limit_clips_one(lm: LanguageModel) -> None:
+    drawn = generate(lm, ids(lm, PROMPTS) * 40, Sampling(60, temperature=1.5), seed=1)
+    assert any(one.finished for one in drawn)
+    assert any(not one.finished for one in drawn)
+    for one in drawn:
+        ends = [token in lm.eos_ids for token in one.tokens]
+        assert not any(ends[:-1])
+        assert one.finished == ends[-1]
+        assert one.finished or len(one.tokens) == 60
+
+
+def test_a_prompt_without_room_is_refused(lm: LanguageModel) -> None:
+    with pytest.raises(ValueError, match="only 56 of the model's 256 positions"):
+        generate(lm, [[5] * 57], Sampling(200))
+
+
+def test_hidden_rows_are_those_that_predict_the_completion(lm: LanguageModel) -> None:
+    """Batched with padding equals one by one; `skip` drops each completion's first tokens."""
+    prompts = ids(lm, PROMPTS)
+    answers = [[7, 8, 9], [10], [11, 12], [13, 14, 15, 16]]
+    with torch.no_grad():
+        batched = lm.head().logits(completion_hidden(lm.model, prompts, answers))
+        row = 0
+        for prompt, answer in zip(prompts, answers, strict=True):
+            logits = lm.model(torch.tensor([prompt + answer])).logits[0]
+            expected = logits[len(prompt) - 1 : -1]
+            torch.testing.assert_close(
+                batched[row : row + len(answer)], expected, rtol=1e-4, atol=1e-4
+            )
+            row += len(answer)
+        skipped = completion_hidden(lm.model, prompts, answers, skip=1)
+    assert len(skipped) == sum(len(answer) - 1 for answer in answers)

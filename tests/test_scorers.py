@@ -1,0 +1,34 @@
+"""Scorers on completions as models write them."""
+
+import pytest
+
+from sdft.scorers import SCORERS, reference_problem
+
+
+@pytest.mark.parametrize(
+    ("scorer", "completion", "references", "expected"),
+    [
+        ("exact_match", " Paris\n", ["Rome", "Paris"], 1.0),
+        ("exact_match", "Paris.", ["Paris"], 0.0),
+        ("exact_match", "a  b\tc", ["a b c"], 1.0),
+        ("contains", "It is PARIS, of course.", ["paris"], 1.0),
+        ("contains", "The sum is 112", ["12"], 0.0),
+        ("contains", "a+b (c)", ["b (c)"], 1.0),
+        ("regex", "The symbol is He", [r"\bHe\b"], 1.0),
+        ("regex", "The helium", [r"\bHe\b"], 0.0),
+        ("tool_call", '{"b": 2, "a": 1}', ['{"a": 1, "b": 2}'], 1.0),
+        ("tool_call", 'Sure: {not} {"a": 1} done', ['{"a": 1}'], 1.0),
+        ("tool_call", '{"a": 1', ['{"a": 1}'], 0.0),
+        ("tool_call", '{"a": "1"}', ['{"a": 1}'], 0.0),
+        ("tool_call", "", ['{"a": 1}'], 0.0),
+    ],
+)
+def test_scores(scorer: str, completion: str, references: list[str], expected: float) -> None:
+    assert SCORERS[scorer](completion, references) == expected
+
+
+def test_references_that_could_never_match_are_found_before_any_work() -> None:
+    assert reference_problem("regex", "(") is not None
+    assert reference_problem("tool_call", "weather in Oslo") is not None
+    assert reference_problem("exact_match", "  ") is not None
+    assert reference_problem("tool_call", '{"tool": "x"}') is None

@@ -1,0 +1,208 @@
+"""The trainer on a tiny model: what it must reproduce, and what it must not depend on."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import train_rows
+
+from schemas.base import BadInput
+from schemas.settings import RuntimeSettings, TrainingSettings
+from schemas.stage import StageRecord, StageSpec
+from sdft.data import data_hash, train_table, write_table
+from sdft.model import load_model
+from sdft.process import Stop
+from sdft.stagelog import read_metrics
+from sdft.teacher import Teacher
+from sdft.train import train
+
+BASIC = TrainingSettings(
+    epochs=2, prompts_per_step=4, learning_rate=3e-3, warmup_steps=2, max_new_tokens=12
+)
+GOLDEN = json.loads((Path(__file__).parent / "golden_trajectory.json").read_text())
+
+
+class Case:
+    """One stage's inputs in a folder of its own."""
+
+    def __init__(self, model_dir: Path, folder: Path) -> None:
+        self.model_dir, self.folder = model_dir, folder
+        table = train_table(train_rows(10))
+        self.file = folder / "train.parquet"
+        write_table(table, self.file)
+        self.hash = data_hash(table)
+
+    def spec(self, training: TrainingSettings = BASIC, **runtime: object) -> StageSpec:
+        return StageSpec(
+            skill="alpha",
+            parent_dir=str(self.model_dir),
+            parent_hash="p",
+            train_file=str(self.file),
+            data_hash=self.hash,
+            seed=1,
+            training=training,
+            runtime=RuntimeSettings.model_validate({"device": "cpu", **runtime}),
+        )
+
+    def run(self, name: str, spec: StageSpec) -> tuple[StageRecord, list[float], Path]:
+        directory = self.folder / name
+        directory.mkdir(exist_ok=True)
+        record = train(spec, directory, Stop())
+        assert record is not None
+        lines, _ = read_metrics(directory / "metrics.jsonl")
+        return record, [line.metrics["divergence"] for line in lines], directory
+
+
+@pytest.fixture
+def case(tiny_dir: Path, tmp_path: Path) -> Case:
+    return Case(tiny_dir, tmp_path)
+
+
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_trajectory(case: Case, name: str) -> None:
+    """A change that moves these must raise ALGORITHM_VERSION and say why."""
+    training = BASIC.model_copy(update=GOLDEN[name]["settings"])
+    _, losses, _ = case.run("golden", case.spec(training))
+    assert losses == pytest.approx(GOLDEN[name]["losses"], rel=2e-3)
+
+
+def test_the_same_seed_gives_the_same_bytes(case: Case) -> None:
+    first, losses, one = case.run("first", case.spec())
+    second, again, other = case.run("second", case.spec())
+    assert first.model_hash == second.model_hash
+    assert losses == again
+    names = ["model/model.safetensors", "model/tokenizer.json", "model/config.json"]
+    assert all((one / name).read_bytes() == (other / name).read_bytes() for name in names)
+    other_seed = case.spec().model_copy(update={"seed": 2})
+    assert case.run("third", other_seed)[0].model_hash != first.model_hash
+
+
+@pytest.mark.parametrize("method", ["sdft", "sft"])
+def test_accumulating_4x1_equals_1x4(case: Case, method: str) -> None:
+    training = BASIC.model_copy(update={"method": method})
+    _, whole, one = case.run("whole", case.spec(training))
+    _, parts, other = case.run("parts", case.spec(training, micro_batch=1))
+    assert parts == pytest.approx(whole, rel=1e-3)
+    assert_weights_close(one, other)
+
+
+@pytest.mark.parametrize("teacher", ["frozen", "ema"])
+def test_a_stopped_and_resumed_stage_equals_an_undisturbed_one(case: Case, teacher: str) -> None:
+    spec = case.spec(BASIC.model_copy(update={"teacher": teacher}))
+    record, losses, _ = case.run("whole", spec)
+    directory = case.folder / "stopped"
+    directory.mkdir()
+    stop = StopAfter(3)
+    assert train(spec, directory, stop) is None
+    assert not (directory / "record.json").exists()
+    resumed, again, _ = case.run("stopped", spec)
+    assert resumed.model_hash == record.model_hash
+    assert again == losses
+    steps = [line.step for line in read_metrics(directory / "metrics.jsonl")[0]]
+    assert steps == list(range(1, record.steps + 1))
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(case: Case) -> None:
+    spec = case.spec(checkpoint_every_steps=1)
+    record, _, _ = case.run("whole", spec)
+    directory = case.folder / "damaged"
+    directory.mkdir()
+    assert train(spec, directory, StopAfter(3)) is None
+    newest = sorted((directory / "checkpoints").glob("step-*"))[-1] / "model.safetensors"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    resumed, _, _ = case.run("damaged", spec)
+    assert resumed.model_hash == record.model_hash
+    assert list((directory / "checkpoints").glob("bad-*"))
+
+
+def test_sdft_learns_from_the_teacher_and_keeps_its_record(case: Case) -> None:
+    training = BASIC.model_copy(update={"epochs": 8, "learning_rate": 1e-2})
+    record, losses, directory = case.run("long", case.spec(training))
+    assert sum(losses[-4:]) < 0.7 * sum(losses[:4])
+    assert record.steps == 24
+    rollouts = pq.read_table(directory / "rollouts")
+    assert set(rollouts["step"].to_pylist()) == set(range(1, 25))
+    assert StageRecord.read(directory / "record.json") == record
+    load_model(directory / "model", torch.device("cpu"))
+
+
+def test_ema_follows_its_closed_form(tiny_dir: Path) -> None:
+    """After t updates towards a fixed student: student - (student - start) (1 - rate)^t."""
+    student = load_model(tiny_dir, torch.device("cpu")).model
+    teacher = Teacher(student, TrainingSettings(teacher="ema", ema_rate=0.02))
+    start = {name: value.clone() for name, value in student.named_parameters()}
+    with torch.no_grad():
+        for value in student.parameters():
+            value += 1.0
+    for _ in range(10):
+        teacher.update(student)
+    for name, average in teacher.model.named_parameters():
+        expected = start[name] + 1.0 - (1 - 0.02) ** 10
+        torch.testing.assert_close(average, expected, rtol=1e-5, atol=1e-5)
+    frozen = Teacher(student, TrainingSettings())
+    before = [value.clone() for value in frozen.model.parameters()]
+    with torch.no_grad():
+        for value in student.parameters():
+            value += 1.0
+    frozen.update(student)
+    assert all(torch.equal(a, b) for a, b in zip(before, frozen.model.parameters(), strict=True))
+    assert not frozen.state()
+
+
+def test_every_setting_that_changes_the_result_changes_the_key(case: Case) -> None:
+    spec = case.spec()
+    changes: dict[str, object] = {
+        "method": "sft",
+        "divergence": "jsd",
+        "learning_rate": 1e-4,
+        "temperature": 0.5,
+        "teacher_template": "paper",
+        "skip_first_tokens": 1,
+    }
+    settings = [BASIC.model_copy(update={name: value}) for name, value in changes.items()]
+    keys = {spec.model_copy(update={"training": one}).key for one in settings}
+    assert len(keys | {spec.key}) == len(changes) + 1
+    assert spec.model_copy(update={"seed": 7}).key != spec.key
+    runtime = RuntimeSettings(micro_batch=1)
+    moved = {"train_file": "/elsewhere", "parent_dir": "/other", "runtime": runtime}
+    assert spec.model_copy(update=moved).key == spec.key
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_prompt_tokens": 10}, "the student's prompt has 14 tokens, the limit is 10"),
+        ({"max_new_tokens": 220}, "the teacher's prompt has"),
+        ({"max_new_tokens": 3}, "the response has 9 tokens"),
+        ({"skip_first_tokens": 12}, "no completion is longer than skip_first_tokens"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused_with_the_numbers(
+    case: Case, settings: dict[str, object], message: str
+) -> None:
+    with pytest.raises(BadInput, match=message):
+        case.run("bad", case.spec(BASIC.model_copy(update=settings)))
+    assert not (case.folder / "bad" / "record.json").exists()
+
+
+class StopAfter(Stop):
+    """Asks to stop when it has been looked at as often as the trainer does in `steps` steps."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps, self._looks = steps, 0
+
+    @property
+    def requested(self) -> bool:  # type: ignore[override]
+        self._looks += 1
+        return self._looks >= 2 * self._steps - 1
+
+
+def assert_weights_close(one: Path, other: Path) -> None:
+    first = load_model(one / "model", torch.device("cpu")).model.state_dict()
+    second = load_model(other / "model", torch.device("cpu")).model.state_dict()
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-4)
