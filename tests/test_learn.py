@@ -1,0 +1,199 @@
+"""The real flow on a tiny random model, everything read back through MLflow's own client."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from conftest import eval_rows, save_tiny_model, train_rows, write_jsonl
+from mlflow import MlflowClient
+
+pytestmark = pytest.mark.slow
+
+
+def write_curriculum(folder: Path, skills: list[str], **changes: Any) -> Path:
+    for skill in [*skills, "general"]:
+        write_jsonl(folder / f"{skill}-train.jsonl", train_rows(6, skill))
+        write_jsonl(folder / f"{skill}-eval.jsonl", eval_rows(3, skill))
+    content = {
+        "name": "demo",
+        "base_model": "model",
+        "skills": [
+            {"name": skill, "train": f"{skill}-train.jsonl", "eval": f"{skill}-eval.jsonl"}
+            for skill in skills
+        ],
+        "general": [{"name": "general", "eval": "general-eval.jsonl"}],
+        "training": {
+            "epochs": 2,
+            "prompts_per_step": 3,
+            "learning_rate": 1e-3,
+            "max_new_tokens": 12,
+        },
+        "runtime": {"checkpoint_every_steps": 2},
+        "evaluation": {"max_new_tokens": 8},
+        "gate": {"min_gain": 0.0, "max_forgetting": 1.0},
+    }
+    path = folder / "curriculum.yaml"
+    path.write_text(yaml.safe_dump(content | changes), encoding="utf-8")
+    return path
+
+
+class Place:
+    """A home with a curriculum of two skills that was learned once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.home = folder, folder / "home"
+        save_tiny_model(folder / "model")
+        self.learned = self.learn(["alpha", "beta"])
+        self.client = MlflowClient(f"sqlite:///{self.home / 'mlflow.db'}")
+
+    def learn(self, skills: list[str], **changes: Any) -> Any:
+        from flows.learn import learn
+
+        return learn(str(write_curriculum(self.folder, skills, **changes)), str(self.home))
+
+    def versions(self) -> list[Any]:
+        found = self.client.search_model_versions("name = 'demo'")
+        return sorted(found, key=lambda one: int(one.version))
+
+    def champion(self) -> str:
+        return str(self.client.get_model_version_by_alias("demo", "champion").version)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("learn")
+    os.environ["PREFECT_LOCAL_STORAGE_PATH"] = str(folder / "prefect-storage")
+    from prefect.testing.utilities import prefect_test_harness
+
+    from tasks.home import Home
+
+    Home(folder / "home").activate(offline=True)
+    with prefect_test_harness(server_startup_timeout=180):
+        yield Place(folder)
+
+
+def test_one_version_a_stage_with_its_story_in_tags(place: Place) -> None:
+    first, second = place.versions()[:2]
+    assert [one.tags["sdft.skill"] for one in (first, second)] == ["alpha", "beta"]
+    assert (first.tags["sdft.parent_version"], second.tags["sdft.parent_version"]) == ("base", "1")
+    assert second.tags["sdft.parent_hash"] == first.tags["sdft.model_hash"]
+    assert first.tags["sdft.verdict"] == "pass"
+    rows = place.learned.matrix.rows
+    assert [row.model_hash for row in rows[1:]] == [
+        one.tags["sdft.model_hash"] for one in (first, second)
+    ]
+    assert [row.version for row in rows] == [None, "1", "2"]
+
+
+def test_every_step_of_every_curve_is_there_once(place: Place) -> None:
+    for version in place.versions()[:2]:
+        for metric in (
+            "divergence",
+            "entropy",
+            "completion_tokens",
+            "clipped_share",
+            "grad_norm",
+            "learning_rate",
+            "tokens_per_s",
+        ):
+            history = place.client.get_metric_history(version.run_id, f"train/{metric}")
+            assert sorted(point.step for point in history) == [1, 2, 3, 4], metric
+
+
+def test_runs_hold_settings_data_scores_and_artifacts(place: Place) -> None:
+    version = place.versions()[0]
+    run = place.client.get_run(version.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["learning_rate"] == "0.001"
+    assert run.data.params["method"] == "sdft"
+    assert set(run.data.metrics) >= {"eval/alpha", "eval/beta", "eval/general"}
+    digests = {
+        one.dataset.name: (one.dataset.digest, one.tags[0].value)
+        for one in run.inputs.dataset_inputs
+    }
+    assert digests["alpha-train"] == (version.tags["sdft.data_hash"][:32], "training")
+    assert digests["alpha-eval"][1] == "evaluation"
+    root = {one.path for one in place.client.list_artifacts(version.run_id)}
+    assert root >= {
+        "checkpoints",
+        "evaluation",
+        "metrics.jsonl",
+        "record.json",
+        "rollouts",
+        "validation",
+        "verdict.json",
+    }
+    kept = place.client.list_artifacts(version.run_id, "checkpoints")
+    assert [one.path for one in kept] == ["checkpoints/step-000002", "checkpoints/step-000004"]
+
+
+def test_the_matrix_is_an_artifact_in_three_forms(place: Place, tmp_path: Path) -> None:
+    run_id = place.learned.report.run_id
+    folder = Path(place.client.download_artifacts(run_id, "retention", str(tmp_path)))
+    matrix = json.loads((folder / "matrix.json").read_text())
+    assert matrix == place.learned.matrix.model_dump(mode="json")
+    assert len(matrix["rows"]) == 3
+    cells = pq.read_table(folder / "matrix.parquet").to_pylist()
+    assert len(cells) == 3 * 3
+    assert (folder / "matrix.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_registered_model_loads_with_mlflow_itself(place: Place) -> None:
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{place.home / 'mlflow.db'}")
+    pipeline = mlflow.transformers.load_model("models:/demo/2")
+    answer = pipeline([{"role": "user", "content": "Say alpha 1"}], max_new_tokens=4)
+    assert answer[0]["generated_text"]
+
+
+def test_again_does_nothing_and_a_refusal_leaves_the_champion(place: Place) -> None:
+    again = place.learn(["alpha", "beta"])
+    assert again.trained == ()
+    assert again.matrix.model_dump() == place.learned.matrix.model_dump()
+    assert again.report.run_id == place.learned.report.run_id
+    assert not again.report.is_new
+    assert len(place.versions()) == 2
+    test_every_step_of_every_curve_is_there_once(place)
+
+    champion = place.champion()
+    refused = place.learn(["alpha", "beta"], seed=9, gate={"min_gain": 0.9, "max_forgetting": 1.0})
+    assert refused.trained == ("alpha", "beta")
+    assert not any(verdict.passed for verdict in refused.verdicts)
+    assert "alpha: gained" in refused.verdicts[0].reasons[0]
+    assert place.champion() == champion
+    assert [one.tags["sdft.verdict"] for one in place.versions()] == ["pass"] * 2 + ["refuse"] * 2
+    assert place.versions()[3].tags["sdft.parent_version"] == "base", "the next starts from it"
+    assert [row.parent_stage for row in refused.matrix.rows] == [None, 0, 0]
+
+
+def test_a_new_skill_is_the_only_one_that_is_learned(place: Place) -> None:
+    more = place.learn(["alpha", "beta", "gamma"])
+    assert more.trained == ("gamma",)
+    assert len(more.matrix.rows) == 4
+    assert all(cell is not None for row in more.matrix.rows for cell in row.cells)
+    assert place.champion() == more.matrix.rows[-1].version
+
+
+def test_an_altered_model_is_never_taken_for_the_trained_one(place: Place) -> None:
+    from schemas.base import BadInput
+
+    place.learn(["delta"])
+    [stage] = [
+        path
+        for path in (place.home / "stages").iterdir()
+        if json.loads((path / "record.json").read_text())["spec"]["skill"] == "delta"
+    ]
+    with (stage / "model" / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        last = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([last[0] ^ 1]))
+    with pytest.raises(BadInput, match=r"not those that record\.json lists"):
+        place.learn(["delta"])

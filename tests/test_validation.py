@@ -1,0 +1,181 @@
+"""Validation of rows and models: everything that is wrong is named, and nothing is half-written."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import eval_rows, save_tiny_model, train_rows, write_jsonl
+
+from schemas.base import BadInput
+from schemas.curriculum import Curriculum
+from tasks.basemodel import ModelDir, describe_model, resolve_base_model
+from tasks.validation import SuiteData, validate_suite
+
+
+def check(
+    folder: Path,
+    model_dir: Path,
+    train: list[dict],
+    evaluation: list[dict] | None = None,
+    **changes: object,
+) -> SuiteData:
+    skill = {
+        "name": "alpha",
+        "train": str(write_jsonl(folder / "train.jsonl", train)),
+        "eval": str(write_jsonl(folder / "eval.jsonl", evaluation or eval_rows(4))),
+        "training": {"max_new_tokens": 60},
+    }
+    skill |= {key: changes.pop(key) for key in ("scorer", "allow_overlap") if key in changes}
+    content = {
+        "name": "demo",
+        "base_model": str(model_dir),
+        "skills": [skill],
+        "evaluation": {"max_new_tokens": 60},
+    }
+    curriculum = Curriculum.model_validate(content | changes)
+    model = describe_model(model_dir)
+    return validate_suite.fn(curriculum.skills[0], curriculum, model, str(folder / "home"))
+
+
+def altered(**change: object) -> list[dict]:
+    rows = train_rows(6)
+    rows[2] |= change
+    return rows
+
+
+BAD_TRAIN = {
+    "null prompt": (altered(prompt=None), "prompt is a text and not null: not so in row 3"),
+    "blank response": (altered(response=" \n"), "response is not blank: not so in row 3"),
+    "null response": (altered(response=None), "response is a text and not null: not so in row 3"),
+    "duplicate id": (altered(id="alpha-0"), "id is unique.*: not so in row 1, 3"),
+    "long prompt": (altered(prompt="x" * 300), r"the prompt fits \(at most 196 tokens\).*row 3"),
+    "long response": (altered(response="x" * 80), r"the response fits.*row 3"),
+    "asked in eval": (altered(prompt="Please say  alpha 1"), "is not an evaluation prompt.*row 3"),
+    "assistant last": (
+        [
+            {"id": "a", "prompt": [{"role": "assistant", "content": "x"}], "response": "y"},
+            {"id": "b", "prompt": [{"role": "user", "content": "x"}], "response": "y"},
+        ],
+        "roles are .*: not so in row 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_TRAIN)
+def test_bad_rows_are_named_with_row_and_rule(name: str, tiny_dir: Path, tmp_path: Path) -> None:
+    rows, message = BAD_TRAIN[name]
+    with pytest.raises(BadInput, match=message) as error:
+        check(tmp_path, tiny_dir, rows)
+    assert str(tmp_path / "train.jsonl") in str(error.value)
+    refused = list((tmp_path / "home" / "data").glob("refused-*"))
+    assert len(refused) == 1
+    assert (refused[0] / "docs.html").read_text().startswith("<!DOCTYPE html>")
+    quarantine = pq.read_table(refused[0] / "quarantine.parquet").to_pylist()
+    assert all(row["reasons"] for row in quarantine)
+    snapshots = list((tmp_path / "home" / "data").glob("*/snapshot.json"))
+    assert len(snapshots) == 1, "only the evaluation items passed"
+
+
+@pytest.mark.parametrize(
+    ("item", "scorer", "message"),
+    [
+        ({"references": []}, "exact_match", "references is a text or a list.*row 2"),
+        ({"references": ["("]}, "regex", "the scorer can use every reference.*row 2"),
+        ({"references": ["weather"]}, "tool_call", "the scorer can use every reference"),
+        ({"references": [" "]}, "exact_match", "the scorer can use every reference.*row 2"),
+        ({"prompt": ""}, "exact_match", "prompt is not blank.*row 2"),
+    ],
+)
+def test_bad_items_are_named(
+    item: dict, scorer: str, message: str, tiny_dir: Path, tmp_path: Path
+) -> None:
+    items = eval_rows(3)
+    items[1] |= item
+    with pytest.raises(BadInput, match=message):
+        check(tmp_path, tiny_dir, train_rows(3), items, scorer=scorer)
+
+
+def test_continue_learns_from_the_good_rows_and_keeps_the_bad_ones(
+    tiny_dir: Path, tmp_path: Path
+) -> None:
+    data = check(tmp_path, tiny_dir, altered(response=""), on_invalid="continue")
+    assert data.train is not None
+    assert (data.train.rows, data.train.quarantined) == (5, 1)
+    [bad] = pq.read_table(Path(data.train.directory) / "quarantine.parquet").to_pylist()
+    assert bad["row"] == 3
+    assert bad["reasons"] == ["response is not blank"]
+    assert json.loads(bad["content"])["id"] == "alpha-2"
+
+
+def test_overlap_is_allowed_only_where_it_is_said(tiny_dir: Path, tmp_path: Path) -> None:
+    rows = altered(prompt="Please say alpha 1")
+    assert check(tmp_path, tiny_dir, rows, allow_overlap=True).train is not None
+
+
+def test_a_snapshot_is_reused_and_an_altered_one_made_again(tiny_dir: Path, tmp_path: Path) -> None:
+    first = check(tmp_path, tiny_dir, train_rows(6))
+    assert first.train is not None
+    file = Path(first.train.file)
+    before = file.stat().st_mtime_ns
+    assert check(tmp_path, tiny_dir, train_rows(6)) == first
+    assert file.stat().st_mtime_ns == before
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert check(tmp_path, tiny_dir, train_rows(6)) == first
+    assert file.stat().st_mtime_ns != before
+
+
+def spoil(kind: str, model: Path) -> None:
+    match kind:
+        case "tokenizer":
+            (model / "tokenizer_config.json").unlink()
+        case "template":
+            (model / "chat_template.jinja").unlink()
+        case "pickled":
+            (model / "model.safetensors").rename(model / "pytorch_model.bin")
+        case "config":
+            (model / "config.json").unlink()
+        case "eos_token" | "pad_token":
+            path = model / "tokenizer_config.json"
+            content = json.loads(path.read_text())
+            del content[kind]
+            path.write_text(json.dumps(content))
+        case "gone":
+            shutil.rmtree(model)
+        case "link":
+            (model / "extra.json").symlink_to("/etc/hostname")
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("tokenizer", "has no tokenizer"),
+        ("template", "has no chat template"),
+        ("pickled", r"only pickled weights \(pytorch_model\.bin\)"),
+        ("config", r"has no config\.json"),
+        ("eos_token", "has no eos_token"),
+        ("pad_token", "has no pad_token"),
+        ("gone", "there is no such model directory"),
+        ("link", "link that leaves the model directory"),
+    ],
+)
+def test_model_directories_that_cannot_work_are_refused(
+    kind: str, message: str, tmp_path: Path
+) -> None:
+    model = save_tiny_model(tmp_path / "model")
+    spoil(kind, model)
+    with pytest.raises(BadInput, match=message):
+        resolve_base_model.fn(str(model), str(tmp_path / "home"))
+
+
+def test_a_models_hash_is_its_content_not_its_place(tmp_path: Path) -> None:
+    first = describe_model(save_tiny_model(tmp_path / "a"))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "b" / "README.md").write_text("a card is not the model")
+    second: ModelDir = describe_model(tmp_path / "b")
+    assert second.model_hash == first.model_hash
+    with (tmp_path / "b" / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x01")
+    assert describe_model(tmp_path / "b").model_hash != first.model_hash
