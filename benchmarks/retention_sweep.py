@@ -7,8 +7,8 @@ Every stage follows the one before (no gate), with the same data and number of s
 Runs the trainer's and the evaluator's own functions in one process; finished stages and cells in
 WORK_DIR are not run again. Prints, and writes to WORK_DIR/sweep.md, a table of means over seeds:
 
-- strict: the suite's own scorer; lenient: a reference anywhere in the completion (a tool call
-  anywhere in it), which forgives the demonstrations' wording that SFT learns along with the answer.
+- strict: the completion is the reference; lenient: it is anywhere in the completion, which forgives
+  the demonstrations' wording that SFT learns along with the answer. A tool call counts anywhere.
 """
 
 import argparse
@@ -20,14 +20,14 @@ import pyarrow.parquet as pq
 
 from schemas.curriculum import Curriculum, Skill, load_curriculum
 from schemas.digest import digest_json
-from schemas.results import Cell, EvaluationSpec, SuiteSpec
+from schemas.results import EvaluationSpec, SuiteSpec
 from schemas.stage import StageSpec
 from sdft.data import data_hash, eval_table, read_items, read_rows, train_table, write_table
 from sdft.evaluate import evaluate
 from sdft.modelfiles import chat_template, model_files, model_hash
 from sdft.process import Stop
 from sdft.record import library_versions, verified_record
-from sdft.scorers import contains, tool_call
+from sdft.scorers import contains, exact_match, tool_call
 from sdft.train import train
 
 
@@ -102,11 +102,16 @@ def score(
     for suite in suites:
         cell = work / "cells" / spec.cell_key(suite)
         completions = pq.read_table(cell / "items.parquet")["completion"].to_pylist()
-        lenient = tool_call if suite.scorer == "tool_call" else contains
         references = [item.references for item in read_items(Path(suite.file))]
-        scores = [lenient(c, r) for c, r in zip(completions, references, strict=True)]
-        strict = Cell.read(cell / "cell.json").score
-        found[suite.name] = (strict, max(strict, statistics.mean(scores)))
+        is_call = suite.scorer == "tool_call"
+        strict, lenient = (
+            statistics.mean(scorer(c, r) for c, r in zip(completions, references, strict=True))
+            for scorer in (
+                tool_call if is_call else exact_match,
+                tool_call if is_call else contains,
+            )
+        )
+        found[suite.name] = (strict, lenient)
     return found
 
 

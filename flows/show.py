@@ -1,6 +1,5 @@
 """Tables for people: the retention matrix, the verdicts, the plan, the registry."""
 
-from rich import box
 from rich.table import Table
 
 from flows.learn import Learned
@@ -8,7 +7,7 @@ from flows.plan import Plan
 from schemas.results import Cell, RetentionMatrix, Verdict
 from tasks.console import console
 from tasks.home import Home
-from tasks.registration import CHAMPION, RegisteredName
+from tasks.registration import CHAMPION, RegisteredName, champion_version
 
 MEASURES = {
     "average": "mean score of the learned skills now",
@@ -26,9 +25,14 @@ def show_learned(learned: Learned, home: Home) -> None:
         _show_verdict(verdict)
     if not learned.trained:
         console.print("nothing to learn: every stage was finished before", style="bold")
-    passed = [row.version for row in learned.matrix.rows if row.passed and row.version]
-    if passed:
-        console.print(f"model: [bold]models:/{learned.matrix.curriculum}/{passed[-1]}[/bold]")
+    name = learned.matrix.curriculum
+    champion = champion_version(home, name)
+    if champion is None:
+        console.print(f"champion: none, no stage of {name} has passed")
+    else:
+        kept = any(row.passed and row.version == champion for row in learned.matrix.rows)
+        note = "" if kept else ", as it was before this curriculum"
+        console.print(f"champion: [bold]models:/{name}/{champion}[/bold]{note}")
     console.print(
         f"look next: [bold]sdft ui --home {home.root}[/bold], run {learned.report.run_id} "
         f"(retention/matrix.png, retention/curves.png)",
@@ -39,7 +43,7 @@ def show_learned(learned: Learned, home: Home) -> None:
 def show_matrix(matrix: RetentionMatrix) -> None:
     """Rows are stages, columns suites; a stage's own skill is in brackets."""
     title = f"{matrix.curriculum}: score after each stage"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
     table.add_column("stage", no_wrap=True)
     for suite in matrix.suites:
         table.add_column(suite, justify="right", style=None if suite in matrix.skills else "cyan")

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from transformers.utils.logging import disable_progress_bar
+
 from schemas.base import BadInput
 from schemas.stage import EXIT_BAD_INPUT, EXIT_STOPPED
 
@@ -47,6 +49,7 @@ def run_program(main: Callable[[Path, Path, Stop], bool]) -> None:
         sys.exit(f"usage: python -m {main.__module__} SPEC.json DIRECTORY")
     stop = Stop()
     stop.listen()
+    disable_progress_bar()
     try:
         finished = main(Path(sys.argv[1]), Path(sys.argv[2]), stop)
     except BadInput as error:

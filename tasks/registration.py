@@ -58,10 +58,10 @@ def find_version(client: MlflowClient, name: str, stage_key: str) -> ModelVersio
     return found[0] if found else None
 
 
-def champion_version(client: MlflowClient, name: str) -> str | None:
+def champion_version(home: Home, name: str) -> str | None:
     """The version that the champion alias points to; None where there is no model or alias."""
     try:
-        return str(client.get_model_version_by_alias(name, CHAMPION).version)
+        return str(open_client(home).get_model_version_by_alias(name, CHAMPION).version)
     except MlflowException:
         return None
 

@@ -1,0 +1,107 @@
+"""The command line as a user meets it: exit codes, messages, Ctrl-C, and running again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import save_tiny_model
+from test_learn import write_curriculum
+
+SDFT = [sys.executable, "-c", "from flows.cli import main; main()"]
+
+
+def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    for name in [name for name in environment if name.startswith(("PREFECT_", "MLFLOW_", "SDFT_"))]:
+        del environment[name]
+    return subprocess.run(
+        [*SDFT, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["learn", "nowhere.yaml"], "there is no such file"),
+        (["learn", "broken.yaml"], "broken.yaml:2: modell: is no known key"),
+        (["learn", "curriculum.yaml", "--home", "broken.yaml/home"], "cannot be used as home"),
+        (["plan", "nowhere.yaml"], "there is no such file"),
+        (["status", "--home", "none"], "there is no such home"),
+        (["matrix", "demo", "--home", "none"], "there is no such home"),
+        (["learn"], "Missing argument"),
+        (["lern"], "No such command"),
+    ],
+)
+def test_users_mistakes_are_exit_code_2_and_leave_nothing(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    write_curriculum(tmp_path, ["alpha"])
+    (tmp_path / "broken.yaml").write_text("name: demo\nmodell: x\n")
+    result = run(*arguments, cwd=tmp_path)
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert message in result.stdout + result.stderr
+    assert "Traceback" not in result.stdout + result.stderr
+    assert not (tmp_path / ".sdft").exists()
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_the_same_command_finishes(tmp_path: Path) -> None:
+    save_tiny_model(tmp_path / "model")
+    path = write_curriculum(tmp_path, ["alpha"])
+    content = yaml.safe_load(path.read_text())
+    content["training"]["epochs"] = 200
+    content["gate"]["min_gain"] = 0.9
+    path.write_text(yaml.safe_dump(content))
+
+    planned = run("plan", path, cwd=tmp_path)
+    assert planned.returncode == 0, planned.stdout + planned.stderr
+    assert "learned" in planned.stdout
+    assert not (tmp_path / ".sdft" / "stages").exists()
+
+    process = subprocess.Popen(
+        [*SDFT, "learn", str(path)],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 120
+    metrics: list[Path] = []
+    while time.monotonic() < deadline and not (metrics and metrics[0].stat().st_size > 2000):
+        time.sleep(0.2)
+        metrics = list(tmp_path.glob(".sdft/stages/*/metrics.jsonl"))
+    assert metrics, "the trainer did not start"
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, output
+    assert "the same command goes on" in output
+    stage = metrics[0].parent
+    assert not (stage / "record.json").exists()
+    assert list((stage / "checkpoints").glob("step-*"))
+
+    finished = run("learn", path, cwd=tmp_path)
+    assert finished.returncode == 3, finished.stdout + finished.stderr
+    assert "alpha: gained" in finished.stdout
+    steps = [json.loads(line)["step"] for line in metrics[0].read_text().splitlines()]
+    assert steps == list(range(1, 401))
+
+    matrix = run("matrix", "demo", "--json", cwd=tmp_path)
+    assert [row["skill"] for row in json.loads(matrix.stdout)["rows"]] == [None, "alpha"]
+    status = run("status", cwd=tmp_path)
+    assert "refuse" in status.stdout
+    assert "candidate" in status.stdout
+    assert run("matrix", "other", cwd=tmp_path).returncode == 2
