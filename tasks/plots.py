@@ -28,15 +28,23 @@ def heat_map(matrix: RetentionMatrix, path: Path) -> None:
     )
     rows, columns = scores.shape
     figure, axes = plt.subplots(figsize=(2.6 + 0.95 * columns, 1.8 + 0.55 * rows), dpi=150)
-    image = axes.imshow(scores, cmap="RdYlGn", vmin=0.0, vmax=1.0, aspect="auto")
+    image = axes.imshow(scores, cmap="Blues", vmin=0.0, vmax=1.0, aspect="auto")
     for (row, column), score in np.ndenumerate(scores):
         text = "-" if np.isnan(score) else f"{score:.2f}"
-        axes.text(column, row, text, ha="center", va="center", fontsize=9)
+        colour = "white" if score > 0.6 else "black"
+        axes.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
     for row, content in enumerate(matrix.rows):
         if content.skill in matrix.suites:  # the cell in which the stage learned its own skill
             own = matrix.suites.index(content.skill)
             axes.add_patch(
-                plt.Rectangle((own - 0.48, row - 0.46), 0.96, 0.92, fill=False, linewidth=1.6)
+                plt.Rectangle(
+                    (own - 0.48, row - 0.46),
+                    0.96,
+                    0.92,
+                    fill=False,
+                    edgecolor="darkorange",
+                    linewidth=2,
+                )
             )
     axes.axvline(len(matrix.skills) - 0.5, color="black", linewidth=1.2)
     axes.set_xticks(range(columns), matrix.suites, rotation=30, ha="right")

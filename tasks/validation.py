@@ -6,7 +6,6 @@ Docs page. A set that does not leaves a quarantine file with a reason a row.
 
 import importlib.metadata
 import json
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -178,14 +177,21 @@ def run_expectations(
     """
     import great_expectations as gx
     import pandas as pd
-    from great_expectations.data_context.types.base import ProgressBarsConfig
+    from great_expectations.data_context.types.base import (
+        DataContextConfig,
+        InMemoryStoreBackendDefaults,
+        ProgressBarsConfig,
+    )
     from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
     from great_expectations.render.renderer import ValidationResultsPageRenderer
     from great_expectations.render.view import DefaultJinjaPageView
 
-    logging.getLogger("great_expectations").setLevel(logging.WARNING)
-    context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    # The page is rendered here; the default context would leave an empty docs site in /tmp.
+    stores = InMemoryStoreBackendDefaults(init_temp_docs_sites=False)
+    settings = DataContextConfig(
+        store_backend_defaults=stores, progress_bars=ProgressBarsConfig(globally=False)
+    )
+    context = gx.get_context(mode="ephemeral", project_config=settings)
     batch = (
         context.data_sources.add_pandas("rows")
         .add_dataframe_asset(name)
