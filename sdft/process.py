@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from transformers.utils.logging import disable_progress_bar
-
 from schemas.base import BadInput
 from schemas.stage import EXIT_BAD_INPUT, EXIT_STOPPED
 
@@ -47,6 +45,8 @@ def run_program(main: Callable[[Path, Path, Stop], bool]) -> None:
     """Run `main(spec file, directory, stop)` from the command line and exit with what it means."""
     if len(sys.argv) != 3:
         sys.exit(f"usage: python -m {main.__module__} SPEC.json DIRECTORY")
+    from transformers.utils.logging import disable_progress_bar
+
     stop = Stop()
     stop.listen()
     disable_progress_bar()

@@ -6,17 +6,20 @@ import platform
 import resource
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from schemas.base import BadInput
 from schemas.stage import StageRecord, StageSpec
-from sdft.model import LanguageModel
 from sdft.modelfiles import model_files, model_hash
+
+if TYPE_CHECKING:  # reading a record must not cost the import of torch
+    from sdft.model import LanguageModel
 
 RECORD = "record.json"
 
 
 def finish_stage(
-    spec: StageSpec, directory: Path, lm: LanguageModel, steps: int, seconds: float
+    spec: StageSpec, directory: Path, lm: "LanguageModel", steps: int, seconds: float
 ) -> StageRecord:
     """Write model/ and then record.json; the record's presence means that the stage is whole."""
     model_dir, partial = directory / "model", directory / ".model-partial"
@@ -65,7 +68,7 @@ def code_version() -> str:
     return f"{importlib.metadata.version('sdft')}+{digest[:12]}"
 
 
-def environment(lm: LanguageModel) -> dict[str, str]:
+def environment(lm: "LanguageModel") -> dict[str, str]:
     """What a stage ran on; recorded, not part of its identity."""
     import torch
 

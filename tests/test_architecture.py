@@ -50,6 +50,14 @@ def test_no_pickle_and_no_remote_code() -> None:
         assert "pickle" not in imported(path), path
 
 
+def test_the_flow_that_finds_everything_done_needs_no_torch() -> None:
+    code = "import sys, flows.learn; print('torch' in sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "False"
+
+
 def test_the_command_line_starts_without_the_heavy_libraries() -> None:
     heavy = ("torch", "transformers", "prefect", "mlflow", "datasets", "great_expectations")
     code = f"import sys, flows.cli; print([m for m in {heavy} if m in sys.modules])"
