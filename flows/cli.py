@@ -124,7 +124,10 @@ def ui(
     command = ["server", "--backend-store-uri", uri, "--artifacts-destination", artifacts]
     console.print(f"MLflow on http://127.0.0.1:{port}")
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "mlflow", *command, "--port", str(port)])
+    os.execv(
+        sys.executable,
+        [sys.executable, "-m", "mlflow", *command, "--workers", "1", "--port", str(port)],
+    )
 
 
 def _existing(home: Path) -> Home:
