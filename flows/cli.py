@@ -10,7 +10,9 @@ import typer
 
 from schemas.base import BadInput
 from schemas.curriculum import HUB, Curriculum, load_curriculum
-from tasks.console import console
+from sdft.process import exclusive
+from tasks.children import ChildFailed
+from tasks.console import console, error_console
 from tasks.home import Home
 
 ERROR, USER_ERROR, REFUSED, INTERRUPTED = 1, 2, 3, 130
@@ -41,10 +43,12 @@ def main() -> None:
         app()
     except BadInput as error:
         _fail(str(error), USER_ERROR)
+    except ChildFailed as error:
+        _fail(str(error), ERROR)
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    console.print(f"error: {message}", style="red", markup=False)
+    error_console.print(f"error: {message}", style="red", markup=False, soft_wrap=True)
     sys.exit(code)
 
 
@@ -65,7 +69,8 @@ def learn(curriculum_file: CurriculumFile, home: HomeOption = DEFAULT_HOME) -> N
     from flows.show import show_learned
 
     try:
-        learned = learn_flow(str(curriculum_file), str(opened.root))
+        with exclusive(opened.root):  # a second run waits, and then finds everything done
+            learned = learn_flow(str(curriculum_file), str(opened.root))
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on from the last checkpoint", INTERRUPTED)
     show_learned(learned, opened)
@@ -121,6 +126,9 @@ def ui(
     """MLflow's pages over the home: runs, curves, artifacts, versions. Ctrl-C ends it."""
     opened = _existing(home)
     uri, artifacts = opened.tracking_uri, opened.artifacts.as_uri()
+    if uri.startswith("http"):
+        console.print(f"MLFLOW_TRACKING_URI is set: MLflow's pages are on {uri}")
+        return
     command = ["server", "--backend-store-uri", uri, "--artifacts-destination", artifacts]
     console.print(f"MLflow on http://127.0.0.1:{port}")
     sys.stdout.flush()

@@ -8,7 +8,7 @@ from pathlib import Path
 from prefect import flow
 
 from schemas.base import Contract
-from schemas.curriculum import Curriculum, load_curriculum
+from schemas.curriculum import Curriculum, Skill, load_curriculum
 from schemas.results import MatrixRow, RetentionMatrix, SuiteSpec, Verdict
 from sdft.matrix import build_matrix
 from tasks.basemodel import ModelDir, resolve_base_model
@@ -80,6 +80,7 @@ def learn(curriculum_file: str, home_dir: str) -> Learned:
         log_scores(stage.run_id, cells, home_dir)
 
         kept = [row for row in rows if row.passed]
+        kept[-1] = _scored_on(skill, kept[-1], parent, curriculum, prepared, home_dir)
         row = _row(curriculum, number, skill.name, kept[-1].stage, stage.model, cells)
         names = [suite.name for suite in curriculum.suites]
         verdict = gate_stage(row, kept, names, general, curriculum.gate, stage.run_id, home_dir)
@@ -111,6 +112,27 @@ def _evaluate(
 ) -> dict[str, ScoredCell]:
     suites = prepared.suites(curriculum, stage)
     return evaluate_model(label, model, suites, curriculum.evaluation, curriculum.runtime, home_dir)
+
+
+def _scored_on(
+    skill: Skill,
+    row: MatrixRow,
+    model: ModelDir,
+    curriculum: Curriculum,
+    prepared: Prepared,
+    home_dir: str,
+) -> MatrixRow:
+    """The parent's row with its score on the new skill, which a refusal between can leave out."""
+    column = curriculum.skills.index(skill)
+    if row.cells[column] is not None:
+        return row
+    suite = suite_spec(skill, prepared.data[skill.name].eval)
+    settings, runtime = curriculum.evaluation, curriculum.runtime
+    label = row.skill or "base"
+    scored = evaluate_model(label, model, [suite], settings, runtime, home_dir)
+    cells = [*row.cells]
+    cells[column] = scored[skill.name].cell
+    return row.model_copy(update={"cells": tuple(cells)})
 
 
 def _row(

@@ -24,7 +24,7 @@ def write_atomically(path: Path, text: str) -> None:
 class Contract(BaseModel):
     """A frozen value with no unknown keys, read from and written to JSON files."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @classmethod
     def read(cls, path: Path) -> Self:

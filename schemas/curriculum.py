@@ -151,7 +151,7 @@ def load_curriculum(path: Path) -> Curriculum:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         lines = dict(_lines(root)) if root else {}
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise BadInput(f"{path}: is no valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise BadInput(f"{path}: must be a mapping with name, base_model and skills")
@@ -168,6 +168,10 @@ def _lines(node: yaml.Node, at: Place = ()) -> Iterator[tuple[Place, int]]:
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(
+                    problem="a key must be a plain word", problem_mark=key.start_mark
+                )
             if key.value in seen:
                 raise yaml.MarkedYAMLError(
                     problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark

@@ -8,12 +8,12 @@ from typing import Any
 
 from schemas.base import Contract
 
-EXPECTATIONS_VERSION = 1
+EXPECTATIONS_VERSION = 2
 
 ROLES = r"^(?:system>)?(?:user>assistant>)*user$"
 _COMMON = ["row", "id", "prompt", "roles", "student_tokens"]
-TRAIN_FACTS = [*_COMMON, "response", "response_tokens", "teacher_tokens", "in_eval"]
-EVAL_FACTS = [*_COMMON, "references", "reference_problem"]
+TRAIN_FACTS = [*_COMMON, "response", "response_tokens", "teacher_tokens", "in_eval", "context_ok"]
+EVAL_FACTS = [*_COMMON, "references", "reference_problem", "choices_ok"]
 
 
 class Expectation(Contract):
@@ -30,6 +30,7 @@ def train_suite(prompt_limit: int, response_limit: int, allow_overlap: bool) -> 
     return [
         *_common_suite(TRAIN_FACTS, prompt_limit),
         *_text("response"),
+        _one_of("context_ok", [True], "context is a text or null"),
         _at_most("teacher_tokens", prompt_limit, "the teacher's prompt fits"),
         _at_most("response_tokens", response_limit, "the response fits into max_new_tokens"),
         *overlap,
@@ -42,6 +43,7 @@ def eval_suite(prompt_limit: int) -> list[Expectation]:
         *_common_suite(EVAL_FACTS, prompt_limit),
         _not_null("references", "references is a text or a list of texts"),
         _one_of("reference_problem", [""], "the scorer can use every reference"),
+        _one_of("choices_ok", [True], "choices is a list of texts or null"),
     ]
 
 

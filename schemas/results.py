@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import ConfigDict
+
 from schemas.base import Contract
 from schemas.curriculum import Scorer
 from schemas.digest import digest_json
@@ -51,6 +53,8 @@ class EvaluationSpec(Contract):
 
 class Cell(Contract):
     """One model's score on one suite; the items behind it lie in items.parquet beside it."""
+
+    model_config = ConfigDict(allow_inf_nan=True)  # the gate refuses what is no score, with a name
 
     model_hash: str
     suite_hash: str

@@ -1,8 +1,8 @@
 """Every knob of training, evaluation and the gate, as frozen trees with checked ranges."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from schemas.base import Contract
 from schemas.templates import TEMPLATES, check_template
@@ -39,6 +39,15 @@ class TrainingSettings(Contract):
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     max_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
     """Limit for the student's and the teacher's prompt; default: all that the model can hold."""
+
+    @model_validator(mode="after")
+    def _something_is_left_to_learn(self) -> Self:
+        if self.skip_first_tokens >= self.max_new_tokens:
+            raise ValueError(
+                f"skip_first_tokens {self.skip_first_tokens} leaves nothing of max_new_tokens "
+                f"{self.max_new_tokens}; lower it"
+            )
+        return self
 
     @field_validator("teacher_template")
     @classmethod

@@ -22,7 +22,7 @@ from schemas.templates import Message
 
 Row = dict[str, Any]
 
-_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_KINDS = (".jsonl", ".json", ".csv", ".parquet")
 _REQUIRED = {"train": ("prompt", "response"), "eval": ("prompt", "references")}
 _OPTIONAL = {"train": ("id", "context", "metadata"), "eval": ("id", "choices", "metadata")}
 
@@ -58,17 +58,19 @@ def read_rows(source: DataSource, kind: str, cache_dir: Path) -> list[Row]:
             f"{', '.join(columns)}"
         )
     with _readable(source):
-        table = _load(source, cache_dir)
-        rows: list[Row] = list(table)
+        rows: list[Row] = list(_load(source, cache_dir))
+    if not rows:
+        raise BadInput(f"{source.path}: has no rows")
+    names = list(dict.fromkeys(name for row in rows for name in row))
     for ours, theirs in columns.items():
         needed = ours in _REQUIRED[kind] or ours in source.columns
-        if needed and theirs not in table.column_names:
+        if needed and theirs not in names:
             raise BadInput(
                 f"{source.path}: has no column {theirs!r} (for {ours}); it has "
-                f"{', '.join(table.column_names)}; map yours with columns: {{{ours}: <its name>}}"
+                f"{', '.join(names)}; map yours with columns: {{{ours}: <its name>}}"
             )
-    present = {ours: theirs for ours, theirs in columns.items() if theirs in table.column_names}
-    return [{ours: row[theirs] for ours, theirs in present.items()} for row in rows]
+    present = {ours: theirs for ours, theirs in columns.items() if theirs in names}
+    return [{ours: row.get(theirs) for ours, theirs in present.items()} for row in rows]
 
 
 @contextmanager
@@ -80,7 +82,7 @@ def _readable(source: DataSource) -> Generator[None]:
         yield
     except BadInput:
         raise
-    except (DatasetsError, pa.ArrowException, OSError, ValueError) as error:
+    except (DatasetsError, pa.ArrowException, OSError, ValueError, csv.Error) as error:
         raise BadInput(f"{source.path}: cannot be read: {_innermost(error)}") from error
 
 
@@ -104,24 +106,56 @@ def _load(source: DataSource, cache_dir: Path) -> Any:
         return loaded[source.split]
     if not path.is_file():
         raise BadInput(f"{path}: there is no such file")
-    if path.suffix not in _BUILDERS:
-        raise BadInput(f"{path}: is none of {', '.join(_BUILDERS)} nor a datasets directory")
+    if path.suffix not in _KINDS:
+        raise BadInput(f"{path}: is none of {', '.join(_KINDS)} nor a datasets directory")
     if path.stat().st_size == 0:
         raise BadInput(f"{path}: is empty")
-    options = _csv_options(path) if path.suffix == ".csv" else {}
+    if path.suffix in (".jsonl", ".json"):
+        return _json_rows(path)
+    kind = path.suffix.removeprefix(".")
+    options = _csv_options(path) if kind == "csv" else {}
     return datasets.load_dataset(
-        _BUILDERS[path.suffix], data_files=str(path), split="train", cache_dir=cache, **options
+        kind, data_files=str(path), split="train", cache_dir=cache, **options
     )
 
 
+def _json_rows(path: Path) -> list[Row]:
+    """Rows as they stand: the datasets library would make dates of texts that look like some."""
+    text = path.read_text(encoding="utf-8-sig")
+    numbered = [(1, text)] if path.suffix == ".json" else enumerate(text.splitlines(), 1)
+    rows: list[Row] = []
+    for number, part in numbered:
+        if not part.strip():
+            continue
+        try:
+            value = json.loads(part)
+        except json.JSONDecodeError as error:
+            raise BadInput(f"{path}:{number + error.lineno - 1}: is no JSON: {error.msg}") from None
+        found = value if path.suffix == ".json" and isinstance(value, list) else [value]
+        if not all(isinstance(row, dict) for row in found):
+            raise BadInput(f"{path}:{number}: holds something else than an object")
+        rows += found
+    return rows
+
+
 def _csv_options(path: Path) -> dict[str, Any]:
-    """CSV holds text only: without this "NA" would become null and "007" the number 7."""
+    """CSV holds text only: without this "NA" would become null and "007" the number 7.
+
+    Raises BadInput for a row with more or fewer fields than the header, which would shift.
+    """
     from datasets import Features, Value
 
-    with path.open(newline="", encoding="utf-8") as file:
-        names = next(csv.reader(file))
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.reader(file, strict=True)
+        names = next(reader)
+        for row in reader:
+            if row and len(row) != len(names):
+                raise BadInput(
+                    f"{path}:{reader.line_num}: has {len(row)} fields, the header {len(names)}; "
+                    "put fields with commas in double quotes"
+                )
     text = Features({name: Value("string") for name in names})
-    return {"features": text, "keep_default_na": False}
+    return {"features": text, "keep_default_na": False, "encoding": "utf-8-sig"}
 
 
 def _innermost(error: BaseException) -> str:

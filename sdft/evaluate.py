@@ -36,16 +36,17 @@ def evaluate(spec: EvaluationSpec, cells_dir: Path, stop: Stop) -> bool:
             return False
         lm = lm or load_model(Path(spec.model_dir), pick_device(spec.device))
         began = time.monotonic()
-        results = answer_items(lm, read_items(Path(suite.file)), suite, spec)
+        results = answer_items(lm, read_items(Path(suite.file)), suite, spec, stop)
+        if results is None:
+            return False
         _write_cell(spec, suite, results, time.monotonic() - began, target)
-        print(f"{suite.name}: {len(results)} items", flush=True)
     return True
 
 
 def answer_items(
-    lm: LanguageModel, items: list[Item], suite: SuiteSpec, spec: EvaluationSpec
-) -> list[dict[str, object]]:
-    """One result an item (columns of ITEM_SCHEMA), in the order of the items.
+    lm: LanguageModel, items: list[Item], suite: SuiteSpec, spec: EvaluationSpec, stop: Stop
+) -> list[dict[str, object]] | None:
+    """One result an item (columns of ITEM_SCHEMA), in the order of the items; None when stopped.
 
     An item that cannot be answered or scored is an error of its own, not a score of 0 by silence.
     """
@@ -57,6 +58,9 @@ def answer_items(
     by_length = sorted(fitting, key=lambda index: len(prompts[index]))
     results: dict[int, dict[str, object]] = {}
     for start in range(0, len(by_length), spec.settings.batch_size):
+        if stop.requested:
+            return None
+        print(f"{suite.name}: {start} of {len(items)} items", flush=True)  # shows it is alive
         indices = by_length[start : start + spec.settings.batch_size]
         answers = generate(lm, [prompts[index] for index in indices], sampling)
         for index, answer in zip(indices, answers, strict=True):

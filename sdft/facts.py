@@ -30,7 +30,8 @@ class FactMaker:
             messages, response = as_messages(row["prompt"]), _text_or_none(row["response"])
             taught = None
             if messages and response is not None and messages[-1]["role"] == "user":
-                taught = teacher_messages(messages, response, row.get("context"), template)
+                context = _text_or_none(row.get("context"))
+                taught = teacher_messages(messages, response, context, template)
             facts.append(
                 {
                     **self._common(number, row),
@@ -38,6 +39,7 @@ class FactMaker:
                     "response_tokens": response and len(self._encode(response)) + 1,  # and its end
                     "teacher_tokens": taught and self._prompt_tokens(taught),
                     "in_eval": _prompt_key(row) in asked,
+                    "context_ok": isinstance(row.get("context"), str | None),
                 }
             )
         return facts
@@ -53,6 +55,7 @@ class FactMaker:
                     **self._common(number, row),
                     "references": references and "\n".join(references),
                     "reference_problem": next((one for one in problems if one), ""),
+                    "choices_ok": row.get("choices") is None or bool(as_references(row["choices"])),
                 }
             )
         return facts

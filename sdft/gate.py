@@ -3,6 +3,7 @@
 A pass needs every number; a number that is missing or not comparable is a refusal.
 """
 
+import math
 from collections.abc import Sequence
 
 from schemas.results import Cell, MatrixRow, Role, SuiteJudgement, Verdict
@@ -40,7 +41,8 @@ def judge(
         before, after = reference.cells[column[suite]], candidate.cells[column[suite]]
         limit = settings.min_gain if role == "new skill" else settings.max_forgetting
         reason = _incomparable(before, after)
-        change = None if before is None or after is None else after.score - before.score
+        was, now = _number(before), _number(after)
+        change = None if was is None or now is None else now - was
         if reason is None and change is not None:
             reason = _shortfall(role, change, limit)
         judgements.append(
@@ -48,8 +50,8 @@ def judge(
                 suite=suite,
                 role=role,
                 reference_stage=reference.stage,
-                reference=before and before.score,
-                candidate=after and after.score,
+                reference=was,
+                candidate=now,
                 change=change,
                 limit=limit,
                 passed=reason is None,
@@ -64,6 +66,10 @@ def judge(
         judgements=tuple(judgements),
         fingerprints=fingerprints,
     )
+
+
+def _number(cell: Cell | None) -> float | None:
+    return cell.score if cell is not None and math.isfinite(cell.score) else None
 
 
 def _incomparable(before: Cell | None, after: Cell | None) -> str | None:

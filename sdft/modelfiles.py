@@ -6,12 +6,14 @@ Nothing here loads weights into a model except `convert_gguf`.
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from schemas.base import BadInput
 from schemas.digest import digest_file, digest_json
 from schemas.stage import FileDigest
 
 _NOT_THE_MODEL = {"README.md", "LICENSE", "LICENSE.txt"}
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 
 
@@ -25,6 +27,7 @@ def check_model_dir(directory: Path) -> None:
         raise BadInput(f"{directory}: there is no such model directory")
     if not (directory / "config.json").is_file():
         raise BadInput(f"{directory}: has no config.json, so it is no Hugging Face model directory")
+    _read_json(directory / "config.json")
     if not any(directory.glob("*.safetensors")):
         pickled = [path.name for pattern in _PICKLED for path in directory.glob(pattern)]
         found = f"only pickled weights ({', '.join(pickled)})" if pickled else "no weights"
@@ -32,13 +35,14 @@ def check_model_dir(directory: Path) -> None:
             f"{directory}: has {found}; save it with model.save_pretrained(), which writes "
             "safetensors, the only format that is read"
         )
-    if not (directory / "tokenizer_config.json").is_file():
+    vocabulary = any((directory / name).is_file() for name in _VOCABULARIES)
+    if not vocabulary or not (directory / "tokenizer_config.json").is_file():
         raise BadInput(f"{directory}: has no tokenizer; add one with tokenizer.save_pretrained()")
     if not chat_template(directory):
         raise BadInput(
             f"{directory}: its tokenizer has no chat template; set tokenizer.chat_template and save"
         )
-    config = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config = _read_json(directory / "tokenizer_config.json")
     for token in ("eos_token", "pad_token"):
         if not config.get(token):
             raise BadInput(
@@ -51,9 +55,15 @@ def chat_template(directory: Path) -> str | None:
     own_file = directory / "chat_template.jinja"
     if own_file.is_file():
         return own_file.read_text(encoding="utf-8")
-    config = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
-    template = config.get("chat_template")
+    template = _read_json(directory / "tokenizer_config.json").get("chat_template")
     return template if isinstance(template, str | None) else json.dumps(template)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"{path}: is no JSON: {error}") from None
 
 
 def model_files(directory: Path) -> tuple[FileDigest, ...]:
@@ -66,13 +76,17 @@ def model_files(directory: Path) -> tuple[FileDigest, ...]:
         if path.is_symlink() and not path.resolve().is_relative_to(directory.resolve()):
             raise BadInput(f"{path}: is a link that leaves the model directory; copy the file")
         name = path.relative_to(directory)
-        if path.is_file() and name.name not in _NOT_THE_MODEL and not name.name.startswith("."):
+        if path.is_file() and name.name not in _NOT_THE_MODEL and not _hidden(name):
             found.append(
                 FileDigest(
                     path=name.as_posix(), size_bytes=path.stat().st_size, sha256=digest_file(path)
                 )
             )
     return tuple(found)
+
+
+def _hidden(name: Path) -> bool:
+    return any(part.startswith(".") for part in name.parts)
 
 
 def model_hash(files: tuple[FileDigest, ...]) -> str:

@@ -33,9 +33,18 @@ def forward_transfer(scores: Scores, own: Sequence[int]) -> float:
 
 
 def forgetting(scores: Scores, own: Sequence[int]) -> float:
-    """mean_{j<n} (max_{l<n} R[l, j] - R[n, j]) (RWalk, arXiv 1801.10112)."""
+    """mean_{j<n} (max_{j<=l<n} R[l, j] - R[n, j]): loss from the best since it was learned.
+
+    RWalk (arXiv 1801.10112) takes the maximum over all l < n; before its own stage a skill cannot
+    be forgotten, and those cells need not have been evaluated.
+    """
     _check(scores, own)
-    return _mean([scores[:-1, column].max() - scores[-1, column] for _, column in _earlier(own)])
+    return _mean(
+        [
+            np.nanmax(scores[stage:-1, column]) - scores[-1, column]
+            for stage, column in _earlier(own)
+        ]
+    )
 
 
 def general_forgetting(scores: Scores, general: Sequence[int]) -> float:

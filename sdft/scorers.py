@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from schemas.digest import canonical_json
+
 Score = Callable[[str, list[str]], float]
 
 
@@ -32,7 +34,10 @@ def regex(completion: str, references: list[str]) -> float:
 def tool_call(completion: str, references: list[str]) -> float:
     """1.0 if the first JSON object in the completion equals a reference's, in any key order."""
     call = first_object(completion)
-    return float(call is not None and any(call == first_object(one) for one in references))
+    if call is None:
+        return 0.0
+    texts = [canonical_json(first_object(one)) for one in references]  # true is not 1
+    return float(canonical_json(call) in texts)
 
 
 SCORERS: dict[str, Score] = {

@@ -144,11 +144,8 @@ def backward(
     settings, skip = spec.training, spec.training.skip_first_tokens
     lengths = [max(0, len(answer.tokens) - skip) for answer in answers]
     counted = sum(length > 0 for length in lengths)
-    if not counted:
-        raise BadInput(
-            f"no completion is longer than skip_first_tokens ({skip}), so there is nothing to "
-            "learn from; lower it"
-        )
+    if not counted:  # every completion is shorter than `skip`: nothing to learn in this step
+        return [0.0] * len(chosen), {"divergence": 0.0, "entropy": 0.0}
     lm.model.train()
     losses: list[float] = []
     entropies: list[float] = []

@@ -1,5 +1,6 @@
 """The base model as a checked local directory, whatever the curriculum names."""
 
+import re
 from pathlib import Path
 
 from prefect import task
@@ -55,8 +56,11 @@ def _converted(source: Path, home: Home) -> Path:
 
 def _download(name: str, home: Home) -> Path:
     repository, _, revision = name.partition("@")
-    if not revision:
-        raise BadInput(f"base_model {HUB}{name} needs a revision: {HUB}{repository}@<commit>")
+    if not re.fullmatch(r"[0-9a-f]{40}", revision):
+        raise BadInput(
+            f"base_model {HUB}{name} needs a commit, so that it cannot change: "
+            f"{HUB}{repository}@<40 hex digits>"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -66,7 +70,14 @@ def _download(name: str, home: Home) -> Path:
                 repository,
                 revision=revision,
                 local_dir=home.models / f"{repository.replace('/', '--')}-{revision}",
-                allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.model", "LICENSE*"],
+                allow_patterns=[
+                    "*.safetensors",
+                    "*.json",
+                    "*.jinja",
+                    "*.model",
+                    "*.txt",
+                    "LICENSE*",
+                ],
             )
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

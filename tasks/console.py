@@ -3,6 +3,7 @@
 from rich.console import Console
 
 console = Console(highlight=False)
+error_console = Console(highlight=False, stderr=True)
 
 
 def say(step: str, subject: str, text: str, style: str = "") -> None:

@@ -94,9 +94,10 @@ def _cell_file(home: Home, spec: EvaluationSpec, suite: SuiteSpec) -> Path:
 def log_scores(run_id: str, cells: dict[str, ScoredCell], home_dir: str) -> None:
     """A stage's row in its MLflow run: one metric and one items file a suite."""
     client = open_client(Home(home_dir))
-    logged = client.get_run(run_id).data.metrics
+    tags = client.get_run(run_id).data.tags
     for suite, scored in cells.items():
-        name = f"eval/{suite}"
-        if logged.get(name) != scored.cell.score:
-            client.log_metric(run_id, name, scored.cell.score, timestamp=0, step=0)
+        known = f"sdft.cell.{suite}"
+        if tags.get(known) != scored.cell.fingerprint:
             client.log_artifact(run_id, scored.items_file, f"evaluation/{suite}")
+            client.log_metric(run_id, f"eval/{suite}", scored.cell.score)
+            client.set_tag(run_id, known, scored.cell.fingerprint)

@@ -55,7 +55,7 @@ class Home:
         defaults = {
             "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
             "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
-            "PREFECT_LOGGING_LEVEL": "WARNING",
+            "PREFECT_LOGGING_LEVEL": "CRITICAL",
             "MLFLOW_LOGGING_LEVEL": "WARNING",
             "TOKENIZERS_PARALLELISM": "false",
         }

@@ -36,7 +36,7 @@ def register_stage(
     """
     home = Home(home_dir)
     client = open_client(home)
-    _ensure_model(client, name)
+    ensure_model(client, name)
     version = find_version(client, name, stage.key)
     if version is None:
         version = _create_version(client, home, name, stage, parent_version)
@@ -46,6 +46,11 @@ def register_stage(
     client.set_registered_model_alias(name, CANDIDATE, version.version)
     if verdict.passed:
         client.set_registered_model_alias(name, CHAMPION, version.version)
+    elif champion_version(home, name) == str(version.version):  # it passed under an older gate
+        if parent_version is None:
+            client.delete_registered_model_alias(name, CHAMPION)
+        else:
+            client.set_registered_model_alias(name, CHAMPION, parent_version)
     client.set_model_version_tag(name, version.version, VERDICT, word)
     outcome = "champion" if verdict.passed else "refused; the champion stays as it was"
     say("register", stage.skill, f"{name} version {version.version}: {outcome}")
@@ -66,7 +71,8 @@ def champion_version(home: Home, name: str) -> str | None:
         return None
 
 
-def _ensure_model(client: MlflowClient, name: str) -> None:
+def ensure_model(client: MlflowClient, name: str) -> None:
+    """Make the registered model where it is not there."""
     try:
         client.create_registered_model(name)
     except MlflowException as error:

@@ -4,7 +4,9 @@ import tempfile
 from pathlib import Path
 
 import pyarrow as pa
+from mlflow import MlflowClient
 from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
 from prefect import task
 
 from schemas.base import Contract
@@ -13,11 +15,12 @@ from schemas.results import RetentionMatrix
 from sdft.data import write_table
 from sdft.stagelog import METRICS, read_metrics
 from tasks.home import Home
+from tasks.registration import ensure_model
 from tasks.tracking import experiment, find_run, open_client, set_tags
 from tasks.training import TrainedStage
 
 MATRIX_DIGEST = "sdft.matrix_digest"
-LATEST = "sdft.matrix_of"
+LATEST = "sdft.latest_matrix_run"
 
 
 class Report(Contract):
@@ -36,6 +39,7 @@ def report_run(matrix: RetentionMatrix, stages: list[TrainedStage], home_dir: st
     digest = digest_json(matrix.model_dump(mode="json", exclude=_TIMINGS))
     known = find_run(client, experiment_id, MATRIX_DIGEST, digest)
     if known is not None:
+        _mark_latest(client, known.info.run_id, matrix.curriculum)
         return Report(run_id=known.info.run_id, is_new=False)
     run_id = client.create_run(experiment_id, run_name=f"{matrix.curriculum}-retention").info.run_id
     with tempfile.TemporaryDirectory() as folder:
@@ -48,8 +52,15 @@ def report_run(matrix: RetentionMatrix, stages: list[TrainedStage], home_dir: st
     ]
     client.log_batch(run_id, metrics=measures)
     client.set_terminated(run_id, "FINISHED")
-    set_tags(client, run_id, {MATRIX_DIGEST: digest, LATEST: matrix.curriculum})
+    set_tags(client, run_id, {MATRIX_DIGEST: digest})
+    _mark_latest(client, run_id, matrix.curriculum)
     return Report(run_id=run_id, is_new=True)
+
+
+def _mark_latest(client: MlflowClient, run_id: str, curriculum: str) -> None:
+    """Make this the matrix that `sdft matrix` shows: the registered model's name points to it."""
+    ensure_model(client, curriculum)
+    client.set_registered_model_tag(curriculum, LATEST, run_id)
 
 
 _TIMINGS = {"rows": {"__all__": {"cells": {"__all__": {"seconds"}}}}}
@@ -75,10 +86,12 @@ def write_report(matrix: RetentionMatrix, stages: list[TrainedStage], folder: Pa
 def latest_matrix(home: Home, curriculum: str) -> RetentionMatrix | None:
     """The newest retention matrix of a curriculum, read back through MLflow."""
     client = open_client(home)
-    found = client.get_experiment_by_name(curriculum)
-    run = found and find_run(client, found.experiment_id, LATEST, curriculum)
-    if not run:
+    try:
+        run_id = client.get_registered_model(curriculum).tags.get(LATEST)
+    except MlflowException:
+        return None
+    if run_id is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        path = client.download_artifacts(run.info.run_id, "retention/matrix.json", folder)
+        path = client.download_artifacts(run_id, "retention/matrix.json", folder)
         return RetentionMatrix.read(Path(path))

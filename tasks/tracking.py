@@ -49,21 +49,21 @@ def find_run(client: MlflowClient, experiment_id: str, tag: str, value: str) -> 
 def stage_run(client: MlflowClient, experiment_id: str, spec: StageSpec, stage: int) -> MlflowRun:
     """The run of a stage; a new one gets the stage's settings as parameters."""
     run = find_run(client, experiment_id, STAGE_KEY, spec.key)
-    if run is not None:
-        return run
-    run = client.create_run(
-        experiment_id,
-        run_name=f"stage-{stage}-{spec.skill}",
-        tags={
-            STAGE_KEY: spec.key,
-            "sdft.skill": spec.skill,
-            "sdft.stage": str(stage),
-            "sdft.parent_hash": spec.parent_hash,
-            "sdft.data_hash": spec.data_hash,
-        },
-    )
-    settings = spec.training.model_dump() | {"seed": spec.seed}
-    client.log_batch(run.info.run_id, params=[Param(k, str(v)) for k, v in settings.items()])
+    if run is None:
+        run = client.create_run(
+            experiment_id,
+            run_name=f"stage-{stage}-{spec.skill}",
+            tags={
+                STAGE_KEY: spec.key,
+                "sdft.skill": spec.skill,
+                "sdft.stage": str(stage),
+                "sdft.parent_hash": spec.parent_hash,
+                "sdft.data_hash": spec.data_hash,
+            },
+        )
+    if not run.data.params:
+        settings = spec.training.model_dump() | {"seed": spec.seed}
+        client.log_batch(run.info.run_id, params=[Param(k, str(v)) for k, v in settings.items()])
     return run
 
 

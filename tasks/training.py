@@ -66,7 +66,13 @@ def train_skill(
     record = verified_record(directory)
     trained_now = record is None
     if record is None:
-        record = _train(spec, directory, relay, data)
+        client.update_run(run.info.run_id, "RUNNING")
+        try:
+            record = _train(spec, directory, relay, data)
+        except BaseException as error:  # MLflow is to say how it ended, whatever it was
+            ended = "FAILED" if isinstance(error, Exception) else "KILLED"
+            client.set_terminated(run.info.run_id, ended)
+            raise
     else:
         say(
             "train",

@@ -129,8 +129,11 @@ class _Checker:
         record = target / "snapshot.json"
         if record.is_file():
             snapshot = Snapshot.read(record)
-            if digest_file(Path(snapshot.file)) == snapshot.file_sha256:
-                return snapshot.model_copy(update={"name": name, "source": source.path})
+            file = target / "rows.parquet"
+            if file.is_file() and digest_file(file) == snapshot.file_sha256:
+                place = {"name": name, "source": source.path}  # the home may have moved
+                place |= {"directory": str(target), "file": str(file)}
+                return snapshot.model_copy(update=place)
             say("validate", name, "its snapshot was altered; made again", "yellow")
             shutil.rmtree(target)
         expectations, facts = suite_and_facts()

@@ -61,6 +61,12 @@ def test_settings_are_inherited_and_paths_start_at_the_file(tmp_path: Path) -> N
         ("name: demo\n", "", "name: is required and missing"),
         ("name: demo", "name: demo\ngate: {min_gain: 1.5}", r":2: gate\.min_gain: .*less than"),
         ("epochs: 5", "teacher_template: 'no placeholders'", "exactly the placeholders"),
+        ("epochs: 5", "max_grad_norm: .inf", r"training\.max_grad_norm: .*finite"),
+        (
+            "epochs: 5",
+            "max_new_tokens: 3\n  skip_first_tokens: 3",
+            "leaves nothing of max_new_tokens",
+        ),
         ("skills:", "skills: []\nother:", ":3: skills: .*at least 1"),
     ],
 )
@@ -71,7 +77,7 @@ def test_mistakes_are_named_with_their_line(
         load(GOOD.replace(old, new), tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "- a", "a: [", "name: \x00"])
+@pytest.mark.parametrize("text", ["", "- a", "a: [", "name: \x00", "? [a, b]\n: c", "a: &x [*x]"])
 def test_what_is_no_mapping_is_refused(text: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"curriculum\.yaml"):
         load(text, tmp_path)

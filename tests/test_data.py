@@ -75,6 +75,9 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
     (folder / "latin.jsonl").write_bytes(b'{"prompt": "caf\xe9", "response": "x"}\n')
     (folder / "broken.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt": \n')
     (folder / "rows.txt").write_text("hello")
+    (folder / "list.jsonl").write_text("[1]\n")
+    (folder / "blank.jsonl").write_text("\n\n")
+    (folder / "shifted.csv").write_text("prompt,response\na,b\nc,d, e\n")
     write_jsonl(folder / "columns.jsonl", [{"question": "a", "answer": "b"}])
     assert good.is_file()
     return {
@@ -82,20 +85,44 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
         "empty": (folder / "empty.jsonl", "is empty"),
         "truncated": (folder / "cut.parquet", "cannot be read"),
         "not UTF-8": (folder / "latin.jsonl", "cannot be read"),
-        "broken JSON": (folder / "broken.jsonl", "cannot be read"),
+        "broken JSON": (folder / "broken.jsonl", r"broken\.jsonl:2: is no JSON"),
+        "no object": (folder / "list.jsonl", r"list\.jsonl:1: holds something else"),
+        "no rows": (folder / "blank.jsonl", "has no rows"),
+        "shifted CSV": (folder / "shifted.csv", r"shifted\.csv:3: has 3 fields, the header 2"),
         "unknown kind": (folder / "rows.txt", r"is none of \.jsonl"),
         "columns": (folder / "columns.jsonl", "has no column 'prompt'.*question, answer"),
     }
 
 
 @pytest.mark.parametrize(
-    "name", ["missing", "empty", "truncated", "not UTF-8", "broken JSON", "unknown kind", "columns"]
+    "name",
+    [
+        "missing",
+        "empty",
+        "truncated",
+        "not UTF-8",
+        "broken JSON",
+        "no object",
+        "no rows",
+        "shifted CSV",
+        "unknown kind",
+        "columns",
+    ],
 )
 def test_bad_files_are_refused_by_name(name: str, tmp_path: Path) -> None:
     path, message = bad_files(tmp_path)[name]
     with pytest.raises(BadInput, match=message) as error:
         read(path, tmp_path)
     assert str(path) in str(error.value)
+
+
+def test_texts_stay_texts(tmp_path: Path) -> None:
+    rows = [{"id": "2024-01-01", "prompt": "2024-01-01", "response": "2024-01-02T00:00:00"}]
+    assert read(write_jsonl(tmp_path / "dates.jsonl", rows), tmp_path) == rows
+    (tmp_path / "dates.csv").write_text(
+        "\ufeffid,prompt,response\n2024-01-01,2024-01-01,2024-01-02T00:00:00\n", encoding="utf-8"
+    )
+    assert read(tmp_path / "dates.csv", tmp_path) == rows
 
 
 def test_columns_that_are_none_of_ours_are_refused(tmp_path: Path) -> None:

@@ -181,6 +181,20 @@ def test_a_new_skill_is_the_only_one_that_is_learned(place: Place) -> None:
     assert place.champion() == more.matrix.rows[-1].version
 
 
+def test_without_forward_transfer_a_refusal_does_not_doom_the_next_skill(place: Place) -> None:
+    """After a refusal the next skill's reference is a model that was not scored on it yet."""
+    gate = {"min_gain": 0.0, "max_forgetting": 0.0}
+    evaluation = {"max_new_tokens": 8, "forward_transfer": False}
+    learned = place.learn(["alpha", "beta", "gamma"], seed=3, gate=gate, evaluation=evaluation)
+    reasons = [reason for verdict in learned.verdicts for reason in verdict.reasons]
+    assert not [reason for reason in reasons if "missing" in reason]
+    refusing = {"min_gain": 0.9, "max_forgetting": 0.0}
+    refused = place.learn(["alpha", "beta", "gamma"], seed=4, gate=refusing, evaluation=evaluation)
+    assert [verdict.passed for verdict in refused.verdicts] == [False] * 3
+    assert all("missing" not in reason for one in refused.verdicts for reason in one.reasons)
+    assert refused.matrix.rows[1].cells[2] is None, "alpha's row was not scored on gamma"
+
+
 def test_an_altered_model_is_never_taken_for_the_trained_one(place: Place) -> None:
     from schemas.base import BadInput
 

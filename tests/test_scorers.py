@@ -20,6 +20,7 @@ from sdft.scorers import SCORERS, reference_problem
         ("tool_call", 'Sure: {not} {"a": 1} done', ['{"a": 1}'], 1.0),
         ("tool_call", '{"a": 1', ['{"a": 1}'], 0.0),
         ("tool_call", '{"a": "1"}', ['{"a": 1}'], 0.0),
+        ("tool_call", '{"a": true}', ['{"a": 1}'], 0.0),
         ("tool_call", "", ['{"a": 1}'], 0.0),
     ],
 )

@@ -178,7 +178,6 @@ def test_every_setting_that_changes_the_result_changes_the_key(case: Case) -> No
         ({"max_prompt_tokens": 10}, "the student's prompt has 14 tokens, the limit is 10"),
         ({"max_new_tokens": 220}, "the teacher's prompt has"),
         ({"max_new_tokens": 3}, "the response has 9 tokens"),
-        ({"skip_first_tokens": 12}, "no completion is longer than skip_first_tokens"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_with_the_numbers(

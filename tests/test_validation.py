@@ -52,6 +52,7 @@ BAD_TRAIN = {
     "duplicate id": (altered(id="alpha-0"), "id is unique.*: not so in row 1, 3"),
     "long prompt": (altered(prompt="x" * 300), r"the prompt fits \(at most 196 tokens\).*row 3"),
     "long response": (altered(response="x" * 80), r"the response fits.*row 3"),
+    "odd context": (altered(context=3), "context is a text or null: not so in row 3"),
     "asked in eval": (altered(prompt="Please say  alpha 1"), "is not an evaluation prompt.*row 3"),
     "assistant last": (
         [
@@ -85,6 +86,7 @@ def test_bad_rows_are_named_with_row_and_rule(name: str, tiny_dir: Path, tmp_pat
         ({"references": ["("]}, "regex", "the scorer can use every reference.*row 2"),
         ({"references": ["weather"]}, "tool_call", "the scorer can use every reference"),
         ({"references": [" "]}, "exact_match", "the scorer can use every reference.*row 2"),
+        ({"choices": 3}, "exact_match", "choices is a list of texts or null.*row 2"),
         ({"prompt": ""}, "exact_match", "prompt is not blank.*row 2"),
     ],
 )
@@ -130,6 +132,10 @@ def spoil(kind: str, model: Path) -> None:
     match kind:
         case "tokenizer":
             (model / "tokenizer_config.json").unlink()
+        case "vocabulary":
+            (model / "tokenizer.json").unlink()
+        case "no JSON":
+            (model / "config.json").write_text("{")
         case "template":
             (model / "chat_template.jinja").unlink()
         case "pickled":
@@ -151,6 +157,8 @@ def spoil(kind: str, model: Path) -> None:
     ("kind", "message"),
     [
         ("tokenizer", "has no tokenizer"),
+        ("vocabulary", "has no tokenizer"),
+        ("no JSON", "is no JSON"),
         ("template", "has no chat template"),
         ("pickled", r"only pickled weights \(pytorch_model\.bin\)"),
         ("config", r"has no config\.json"),
