@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -39,6 +40,8 @@ DEFAULT_HOME = Path(".sdft")
 
 def main() -> None:
     """Run the command line; exits 0 all passed, 1 error, 2 user's error, 3 refused, 130 Ctrl-C."""
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+        signal.signal(signal.SIGHUP, signal.default_int_handler)  # a closed terminal is a Ctrl-C
     try:
         app()
     except BadInput as error:

@@ -67,8 +67,8 @@ def learn(curriculum_file: str, home_dir: str) -> Learned:
     prepared = prepare(curriculum, home_dir)
     general = [suite.name for suite in curriculum.general]
 
-    cells = _evaluate("base", prepared.base, curriculum, prepared, 0, home_dir)
-    rows = [_row(curriculum, 0, None, None, prepared.base, cells)]
+    base_cells = _evaluate("base", prepared.base, curriculum, prepared, 0, home_dir)
+    rows = [_row(curriculum, 0, None, None, prepared.base, base_cells)]
     stages: list[TrainedStage] = []
     verdicts: list[Verdict] = []
     parent = prepared.base
@@ -94,11 +94,12 @@ def learn(curriculum_file: str, home_dir: str) -> Learned:
 
     skills = [skill.name for skill in curriculum.skills]
     matrix = build_matrix(curriculum.name, skills, general, rows)
+    general_items = [prepared.data[name].eval for name in general]
     return Learned(
         matrix=matrix,
         verdicts=tuple(verdicts),
         trained=tuple(stage.skill for stage in stages if stage.trained_now),
-        report=report_run(matrix, stages, home_dir),
+        report=report_run(matrix, stages, base_cells, general_items, home_dir),
     )
 
 

@@ -62,7 +62,7 @@ class Skill(Suite):
 
     train: DataSource
     allow_overlap: bool = False
-    """Knowledge is asked as it was taught: let evaluation prompts repeat training prompts."""
+    """Knowledge is asked as it was taught: let its own evaluation repeat training prompts."""
     training: TrainingSettings = TrainingSettings()
     """In YAML only what differs from the curriculum's own `training`."""
 

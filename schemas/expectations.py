@@ -8,7 +8,7 @@ from typing import Any
 
 from schemas.base import Contract
 
-EXPECTATIONS_VERSION = 2
+EXPECTATIONS_VERSION = 3
 
 ROLES = r"^(?:system>)?(?:user>assistant>)*user$"
 _COMMON = ["row", "id", "prompt", "roles", "student_tokens"]
@@ -24,16 +24,15 @@ class Expectation(Contract):
     rule: str
 
 
-def train_suite(prompt_limit: int, response_limit: int, allow_overlap: bool) -> list[Expectation]:
+def train_suite(prompt_limit: int, response_limit: int) -> list[Expectation]:
     """What demonstrations must satisfy; limits in tokens."""
-    overlap = [] if allow_overlap else [_one_of("in_eval", [False], "is not an evaluation prompt")]
     return [
         *_common_suite(TRAIN_FACTS, prompt_limit),
         *_text("response"),
         _one_of("context_ok", [True], "context is a text or null"),
         _at_most("teacher_tokens", prompt_limit, "the teacher's prompt fits"),
         _at_most("response_tokens", response_limit, "the response fits into max_new_tokens"),
-        *overlap,
+        _one_of("in_eval", [False], "the prompt is in no evaluation suite"),
     ]
 
 

@@ -22,9 +22,12 @@ class FactMaker:
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model_dir)
         self.max_positions = max_positions(AutoConfig.from_pretrained(model_dir))
 
-    def train(self, rows: list[Row], template: str, eval_rows: list[Row]) -> list[Row]:
-        """One row of TRAIN_FACTS for each raw row; null where a fact cannot be made."""
-        asked = {_prompt_key(row) for row in eval_rows}
+    def train(self, rows: list[Row], template: str, asked: list[Row]) -> list[Row]:
+        """One row of TRAIN_FACTS for each raw row; null where a fact cannot be made.
+
+        `asked` are evaluation items whose prompts must not be trained on.
+        """
+        asked_keys = {_prompt_key(row) for row in asked}
         facts = []
         for number, row in enumerate(rows, 1):
             messages, response = as_messages(row["prompt"]), _text_or_none(row["response"])
@@ -38,7 +41,7 @@ class FactMaker:
                     "response": response,
                     "response_tokens": response and len(self._encode(response)) + 1,  # and its end
                     "teacher_tokens": taught and self._prompt_tokens(taught),
-                    "in_eval": _prompt_key(row) in asked,
+                    "in_eval": _prompt_key(row) in asked_keys,
                     "context_ok": isinstance(row.get("context"), str | None),
                 }
             )

@@ -14,10 +14,12 @@ from schemas.digest import digest_json
 from schemas.results import RetentionMatrix
 from sdft.data import write_table
 from sdft.stagelog import METRICS, read_metrics
+from tasks.evaluation import ScoredCell
 from tasks.home import Home
 from tasks.registration import ensure_model
-from tasks.tracking import experiment, find_run, open_client, set_tags
+from tasks.tracking import experiment, find_run, log_snapshot, open_client, set_tags
 from tasks.training import TrainedStage
+from tasks.validation import Snapshot
 
 MATRIX_DIGEST = "sdft.matrix_digest"
 LATEST = "sdft.latest_matrix_run"
@@ -31,8 +33,18 @@ class Report(Contract):
 
 
 @task
-def report_run(matrix: RetentionMatrix, stages: list[TrainedStage], home_dir: str) -> Report:
-    """Log the matrix (JSON, Parquet, PNG) and the curves (PNG), unless this very one is there."""
+def report_run(
+    matrix: RetentionMatrix,
+    stages: list[TrainedStage],
+    base_cells: dict[str, ScoredCell],
+    general: list[Snapshot],
+    home_dir: str,
+) -> Report:
+    """Log the matrix (JSON, Parquet, PNG) and the curves (PNG), unless this very one is there.
+
+    With them what belongs to no stage: the base model's per-item results and the general suites'
+    validation.
+    """
     home = Home(home_dir)
     client = open_client(home)
     experiment_id = experiment(client, home, matrix.curriculum)
@@ -45,6 +57,10 @@ def report_run(matrix: RetentionMatrix, stages: list[TrainedStage], home_dir: st
     with tempfile.TemporaryDirectory() as folder:
         write_report(matrix, stages, Path(folder))
         client.log_artifacts(run_id, folder, "retention")
+    for suite, scored in base_cells.items():
+        client.log_artifact(run_id, scored.items_file, f"evaluation/{suite}")
+    for snapshot in general:
+        log_snapshot(client, run_id, snapshot, "evaluation")
     measures = [
         Metric(f"retention/{name}", value, 0, 0)
         for name, value in matrix.measures.model_dump().items()

@@ -63,7 +63,11 @@ def validate_suite(
     items = checker.check_eval(suite, eval_rows)
     if not isinstance(suite, Skill):
         return SuiteData(eval=items, train=None)
-    return SuiteData(eval=items, train=checker.check_train(suite, eval_rows))
+    asked = [] if suite.allow_overlap else eval_rows
+    for other in curriculum.suites:
+        if other.name != suite.name:
+            asked = [*asked, *read_rows(other.eval, "eval", home.cache)]
+    return SuiteData(eval=items, train=checker.check_train(suite, asked))
 
 
 class _Checker:
@@ -90,23 +94,22 @@ class _Checker:
         inputs = {"kind": "eval", "rows": rows, "scorer": suite.scorer, "limits": limits}
         return self._check(f"{suite.name}/eval", suite.eval, rows, inputs, suite_and_facts)
 
-    def check_train(self, skill: Skill, eval_rows: list[Row]) -> Snapshot:
+    def check_train(self, skill: Skill, asked: list[Row]) -> Snapshot:
         rows = read_rows(skill.train, "train", self.home.cache)
         settings = skill.training
 
         def suite_and_facts() -> tuple[list[Expectation], list[Row]]:
             room = self.facts.max_positions - settings.max_new_tokens
             limit = min(settings.max_prompt_tokens or room, room)
-            expectations = train_suite(limit, settings.max_new_tokens, skill.allow_overlap)
-            return expectations, self.facts.train(rows, settings.teacher_template, eval_rows)
+            expectations = train_suite(limit, settings.max_new_tokens)
+            return expectations, self.facts.train(rows, settings.teacher_template, asked)
 
         inputs = {
             "kind": "train",
             "rows": rows,
-            "eval_rows": eval_rows,
+            "asked": [row["prompt"] for row in asked],
             "limits": [settings.max_new_tokens, settings.max_prompt_tokens],
             "template": settings.teacher_template,
-            "allow_overlap": skill.allow_overlap,
         }
         return self._check(f"{skill.name}/train", skill.train, rows, inputs, suite_and_facts)
 

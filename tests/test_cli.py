@@ -14,6 +14,8 @@ from conftest import save_tiny_model
 from test_learn import write_curriculum
 
 SDFT = [sys.executable, "-c", "from flows.cli import main; main()"]
+IN_A_TERMINAL = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
+"""Where the tests run in the background, a shell has made them ignore Ctrl-C."""
 
 
 def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -72,7 +74,7 @@ def test_ctrl_c_saves_and_the_same_command_finishes(tmp_path: Path) -> None:
     assert not (tmp_path / ".sdft" / "stages").exists()
 
     process = subprocess.Popen(
-        [*SDFT, "learn", str(path)],
+        [SDFT[0], "-c", f"{IN_A_TERMINAL} {SDFT[2]}", "learn", str(path)],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -142,6 +142,9 @@ def test_the_matrix_is_an_artifact_in_three_forms(place: Place, tmp_path: Path) 
     assert len(cells) == 3 * 3
     assert (folder / "matrix.png").read_bytes().startswith(b"\x89PNG")
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert len(place.client.list_artifacts(run_id, "evaluation")) == 3, "the base model's items"
+    [general] = place.client.get_run(run_id).inputs.dataset_inputs
+    assert general.dataset.name == "general-eval"
 
 
 def test_the_registered_model_loads_with_mlflow_itself(place: Place) -> None:

@@ -53,7 +53,10 @@ BAD_TRAIN = {
     "long prompt": (altered(prompt="x" * 300), r"the prompt fits \(at most 196 tokens\).*row 3"),
     "long response": (altered(response="x" * 80), r"the response fits.*row 3"),
     "odd context": (altered(context=3), "context is a text or null: not so in row 3"),
-    "asked in eval": (altered(prompt="Please say  alpha 1"), "is not an evaluation prompt.*row 3"),
+    "asked in eval": (
+        altered(prompt="Please say  alpha 1"),
+        "the prompt is in no evaluation suite.*row 3",
+    ),
     "assistant last": (
         [
             {"id": "a", "prompt": [{"role": "assistant", "content": "x"}], "response": "y"},
@@ -114,6 +117,14 @@ def test_continue_learns_from_the_good_rows_and_keeps_the_bad_ones(
 def test_overlap_is_allowed_only_where_it_is_said(tiny_dir: Path, tmp_path: Path) -> None:
     rows = altered(prompt="Please say alpha 1")
     assert check(tmp_path, tiny_dir, rows, allow_overlap=True).train is not None
+
+
+def test_no_skill_trains_on_what_another_suite_asks(tiny_dir: Path, tmp_path: Path) -> None:
+    general = write_jsonl(tmp_path / "general.jsonl", eval_rows(3, "other"))
+    suites = [{"name": "general", "eval": str(general)}]
+    rows = altered(prompt="Please say other 2")
+    with pytest.raises(BadInput, match=r"the prompt is in no evaluation suite.*row 3"):
+        check(tmp_path, tiny_dir, rows, general=suites, allow_overlap=True)
 
 
 def test_a_snapshot_is_reused_and_an_altered_one_made_again(tiny_dir: Path, tmp_path: Path) -> None:
