@@ -4,7 +4,7 @@
 
 Everything comes from the lists below and one seed, so the files are the same bytes each time.
 Measured with the model's tokenizer: a response has at most 24 tokens with its end token, a
-student prompt 43, a teacher prompt 89 (demonstration as an earlier turn), a sum 90.
+student prompt 41, a teacher prompt 87 (demonstration as an earlier turn), a sum 90.
 """
 
 import argparse
@@ -26,6 +26,10 @@ Call = dict[str, str]
 def words(text: str) -> list[str]:
     return text.split()
 
+
+# Part of every tool-call prompt, in training and evaluation, for student and teacher. It takes the
+# place of the default system prompt, under which the general suites are asked.
+SYSTEM = "You are an assistant that answers requests with a tool call in JSON."
 
 DAYS = words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 
@@ -189,6 +193,10 @@ OPPOSITES: dict[str, list[str]] = {
 }
 
 
+def turn(role: str, content: str) -> Row:
+    return {"role": role, "content": content}
+
+
 def draw_call(tool: str, held_out: bool, rng: random.Random) -> Call:
     """A tool call with random values; with `held_out` every open value is one of evaluation's."""
 
@@ -211,13 +219,14 @@ def toolcall(rng: random.Random) -> tuple[list[Row], list[Row]]:
     """Train and eval rows. No call occurs twice; half of eval's have values unseen in train."""
     seen: set[str] = set()
 
-    def draw(tool: str, held_out: bool) -> tuple[str, str]:
+    def draw(tool: str, held_out: bool) -> tuple[list[Row], str]:
         while True:
             call = draw_call(tool, held_out, rng)
             answer = json.dumps(call)
             if answer not in seen:
                 seen.add(answer)
-                return rng.choice(REQUESTS[tool]).format(**call), answer
+                request = rng.choice(REQUESTS[tool]).format(**call)
+                return [turn("system", SYSTEM), turn("user", request)], answer
 
     train = [draw(tool, False) for tool in REQUESTS for _ in range(TRAIN_PER_TOOL)]
     rng.shuffle(train)
@@ -265,12 +274,12 @@ def sums(rng: random.Random) -> list[Row]:
     """Scored by `regex`. Two sums answered in earlier turns show the short form of an answer."""
 
     def question(a: int, b: int) -> Row:
-        return {"role": "user", "content": f"What is {a} + {b}?"}
+        return turn("user", f"What is {a} + {b}?")
 
     shown = [(1, 2), (4, 5)]
     earlier: list[Row] = []
     for a, b in shown:
-        earlier += [question(a, b), {"role": "assistant", "content": f"{a} + {b} = {a + b}"}]
+        earlier += [question(a, b), turn("assistant", f"{a} + {b} = {a + b}")]
     pairs = [(a, b) for a in range(1, 9) for b in range(1, 10 - a) if (a, b) not in shown]
     return [
         {"prompt": [*earlier, question(a, b)], "references": [rf"\b{a + b}\b"]}
