@@ -13,6 +13,8 @@ from schemas.settings import EvaluationSettings, GateSettings, RuntimeSettings, 
 
 Scorer = Literal["exact_match", "contains", "regex", "tool_call"]
 HUB = "hub:"
+INHERITED: dict[str, type[Contract]] = {"training": TrainingSettings, "gate": GateSettings}
+"""Settings of the curriculum that a skill can change for itself; a general suite only `gate`."""
 Place = tuple[Hashable, ...]
 """Keys and indices from the root of a YAML document to a value."""
 
@@ -55,6 +57,8 @@ class Suite(Contract):
     name: SafeName
     eval: DataSource
     scorer: Scorer = "exact_match"
+    gate: GateSettings = GateSettings()
+    """In YAML only what differs from the curriculum's own `gate`."""
 
 
 class Skill(Suite):
@@ -85,12 +89,16 @@ class Curriculum(Contract):
 
     @model_validator(mode="before")
     @classmethod
-    def _skills_inherit_training(cls, value: Any) -> Any:
-        match value:
-            case {"training": dict(shared), "skills": list(skills)}:
-                return {**value, "skills": [_inherit(skill, shared) for skill in skills]}
-            case _:
-                return value
+    def _suites_inherit(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        shared = {key: value[key] for key in INHERITED if _is_sound(key, value.get(key))}
+        inherited = {
+            kind: [_inherit(suite, shared, keys) for suite in value[kind]]
+            for kind, keys in (("skills", [*INHERITED]), ("general", ["gate"]))
+            if isinstance(value.get(kind), list)
+        }
+        return value | inherited
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
@@ -129,11 +137,23 @@ class Curriculum(Contract):
         )
 
 
-def _inherit(skill: Any, shared: dict[str, Any]) -> Any:
-    if not isinstance(skill, dict):
-        return skill
-    own = skill.get("training", {})
-    return {**skill, "training": {**shared, **own} if isinstance(own, dict) else own}
+def _is_sound(key: str, settings: Any) -> bool:
+    """Whether settings can be inherited; a mistake in them is reported once, where it stands."""
+    try:
+        INHERITED[key].model_validate(settings)
+    except ValidationError:
+        return False
+    return True
+
+
+def _inherit(suite: Any, shared: dict[str, Any], keys: list[str]) -> Any:
+    if not isinstance(suite, dict):
+        return suite
+    both: dict[str, Any] = {}
+    for key in keys:
+        own = suite.get(key, {})
+        both[key] = {**shared.get(key, {}), **own} if isinstance(own, dict) else own
+    return {**suite, **both}
 
 
 def load_curriculum(path: Path) -> Curriculum:

@@ -31,8 +31,8 @@ ITEM_SCHEMA = pa.schema(
         pa.field("id", pa.string(), False),
         pa.field("completion", pa.string()),
         pa.field("score", pa.float64()),
-        pa.field("status", pa.string(), False),  # scored | error
-        pa.field("error", pa.string()),
+        pa.field("status", pa.string(), False),  # a Status of schemas/results.py
+        pa.field("error", pa.string()),  # why it is not scored
         pa.field("tokens", pa.int64()),
         pa.field("finished", pa.bool_()),
     ]

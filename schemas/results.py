@@ -1,16 +1,18 @@
-"""What evaluation and the gate give: cells, rows and the matrix, and verdicts."""
+"""What evaluation and the gate give: items and cells, verdicts, rows and the matrix."""
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import ConfigDict
 
 from schemas.base import Contract
 from schemas.curriculum import Scorer
-from schemas.digest import digest_json
-from schemas.settings import EvaluationSettings
+from schemas.digest import digest_json, digest_text
+from schemas.settings import EvaluationSettings, GateSettings
 
-SCORING_VERSION = 1
-"""Raised whenever the same completion would get another score; part of every fingerprint."""
+SCORING_VERSION = 2
+"""Raised whenever the same completion would get another score, or a cell has another form; part of
+every fingerprint. 2: items that are invalid or were not run are counted apart from errors."""
 
 
 class SuiteSpec(Contract):
@@ -48,7 +50,26 @@ class EvaluationSpec(Contract):
         )
 
     def cell_key(self, suite: SuiteSpec) -> str:
-        return digest_json({"model": self.model_hash, "fingerprint": self.fingerprint(suite)})
+        return cell_key(self.model_hash, self.fingerprint(suite))
+
+
+def cell_key(model_hash: str, fingerprint: str) -> str:
+    """The name of a cell's directory."""
+    return digest_json({"model": model_hash, "fingerprint": fingerprint})
+
+
+Status = Literal["scored", "error", "invalid", "unrun"]
+"""What became of an item: it has a score, which may be 0; answering or scoring it went wrong; it
+cannot be asked or scored as it is; the suite has it, but no answer was made."""
+
+
+@dataclass(frozen=True)
+class ItemResult:
+    """What the gate looks at of a row of items.parquet; it trusts none of it."""
+
+    id: str
+    status: str
+    score: float | None
 
 
 class Cell(Contract):
@@ -62,14 +83,36 @@ class Cell(Contract):
     items: int
     scored: int
     errors: int
-    """Items whose answer could not be made or scored; they count as 0 in `score`."""
+    invalid: int
+    unrun: int
     score: float
+    """Share of right answers among all items: what is not scored counts as wrong."""
     interval: tuple[float, float]
     """95% Wilson interval of `score`."""
+    items_sha256: str
+    """Of the bytes of items.parquet."""
     seconds: float
+
+    @property
+    def key(self) -> str:
+        return cell_key(self.model_hash, self.fingerprint)
+
+
+class CellEvidence(Contract):
+    """What a verdict keeps of a cell beside its score."""
+
+    items: int
+    scored: int
+    errors: int
+    invalid: int
+    unrun: int
+    fingerprint: str
+    items_sha256: str
 
 
 Role = Literal["new skill", "earlier skill", "general"]
+Decision = Literal["pass", "refuse", "ask"]
+"""`ask` needs a person; until then the stage has not passed."""
 
 
 class SuiteJudgement(Contract):
@@ -77,13 +120,28 @@ class SuiteJudgement(Contract):
 
     suite: str
     role: Role
+    decision: Decision
+    reason: str
     reference_stage: int
     reference: float | None
+    """The reference's score; None where it is missing or no score."""
     candidate: float | None
+    pairs: int | None
+    """Items that both answered; None, as all up to `p_value`, where the two are not comparable."""
+    gained: int | None
+    """Items that were wrong before and are right now."""
+    lost: int | None
     change: float | None
+    lower: float | None
+    """One-sided confidence bounds of the change, each by itself (`sdft.paired`)."""
+    upper: float | None
+    p_value: float | None
+    """Chance of so clear a gain (new skill) or loss (the others) if nothing had changed."""
     limit: float
-    passed: bool
-    reason: str
+    """What the change, or with proof "bound" its lower bound, must reach."""
+    settings: GateSettings
+    reference_cell: CellEvidence | None
+    candidate_cell: CellEvidence | None
 
 
 class Verdict(Contract):
@@ -91,15 +149,27 @@ class Verdict(Contract):
 
     stage: int
     skill: str
-    passed: bool
+    decision: Decision
+    """The strictest of the judgements': refuse before ask before pass."""
+    candidate_hash: str
+    """The candidate's model hash."""
+    parent_hash: str
     judgements: tuple[SuiteJudgement, ...]
-    fingerprints: dict[str, tuple[str | None, str | None]]
-    """Per suite: the reference cell's and the candidate cell's."""
+    """The new skill's first."""
+
+    @property
+    def passed(self) -> bool:
+        return self.decision == "pass"
 
     @property
     def reasons(self) -> list[str]:
-        """Why it was refused: one line a suite; empty when it passed."""
-        return [f"{one.suite}: {one.reason}" for one in self.judgements if not one.passed]
+        """Why it did not pass: one line a suite; empty when it passed."""
+        return [f"{one.suite}: {one.reason}" for one in self.judgements if one.decision != "pass"]
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the whole document."""
+        return digest_text(self.text)
 
 
 class MatrixRow(Contract):
@@ -110,6 +180,9 @@ class MatrixRow(Contract):
     parent_stage: int | None
     model_hash: str
     passed: bool
+    """Whether the next stage starts from this one."""
+    decision: Decision | None = None
+    """The gate's; None for the base model, which is not judged."""
     version: str | None
     cells: tuple[Cell | None, ...]
 

@@ -81,7 +81,17 @@ class EvaluationSettings(Contract):
 
 
 class GateSettings(Contract):
-    """Thresholds, in score (0 to 1), that turn a row of the retention matrix into a verdict."""
+    """What turns a row of the retention matrix into a verdict; limits are in score (0 to 1)."""
 
     min_gain: Fraction = 0.05
+    """What a new skill must gain. Above 0 the gain must also be real: with `confidence` no work of
+    chance. With 0 it need not be: a skill that gained nothing passes, one that got worse does not.
+    """
     max_forgetting: Fraction = 0.05
+    """What an earlier skill or a general suite may lose against its reference."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    """One-sided, of the tests and of the bounds; it holds for each suite by itself."""
+    band: Fraction = 0.0
+    """A number nearer to its limit than this is left to a person."""
+    proof: Literal["estimate", "bound"] = "estimate"
+    """What is held against the limit: the measured change, or the lower confidence bound of it."""

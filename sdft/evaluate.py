@@ -9,19 +9,21 @@ cell.json, whole or not at all. Cells that are there already are left as they ar
 import os
 import shutil
 import time
+from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
 from scipy.stats import binomtest
 
 from schemas.data import ITEM_SCHEMA
+from schemas.digest import digest_file
 from schemas.results import Cell, EvaluationSpec, SuiteSpec
 from schemas.templates import student_messages
 from sdft.data import Item, read_items, write_table
 from sdft.model import LanguageModel, load_model, pick_device
 from sdft.process import Stop, run_program
-from sdft.rollout import Sampling, generate
-from sdft.scorers import SCORERS
+from sdft.rollout import Completion, Sampling, generate
+from sdft.scorers import SCORERS, reference_problem
 
 
 def evaluate(spec: EvaluationSpec, cells_dir: Path, stop: Stop) -> bool:
@@ -48,15 +50,18 @@ def answer_items(
 ) -> list[dict[str, object]] | None:
     """One result an item (columns of ITEM_SCHEMA), in the order of the items; None when stopped.
 
-    An item that cannot be answered or scored is an error of its own, not a score of 0 by silence.
+    An item without a score has another status and the reason, not a score of 0 by silence.
     """
     lm.model.eval()
     prompts = [lm.prompt_ids(student_messages(item.messages)) for item in items]
     room = lm.max_positions - spec.settings.max_new_tokens
     sampling = Sampling(spec.settings.max_new_tokens)
-    fitting = [index for index, prompt in enumerate(prompts) if len(prompt) <= room]
-    by_length = sorted(fitting, key=lambda index: len(prompts[index]))
     results: dict[int, dict[str, object]] = {}
+    for index, (item, prompt) in enumerate(zip(items, prompts, strict=True)):
+        if problem := _invalid(item, len(prompt), room, suite.scorer):
+            results[index] = {"status": "invalid", "error": problem}
+    askable = [index for index in range(len(items)) if index not in results]
+    by_length = sorted(askable, key=lambda index: len(prompts[index]))
     for start in range(0, len(by_length), spec.settings.batch_size):
         if stop.requested:
             return None
@@ -64,19 +69,31 @@ def answer_items(
         indices = by_length[start : start + spec.settings.batch_size]
         answers = generate(lm, [prompts[index] for index in indices], sampling)
         for index, answer in zip(indices, answers, strict=True):
-            completion = lm.text(answer.tokens)
-            results[index] = {
-                "completion": completion,
-                "score": SCORERS[suite.scorer](completion, items[index].references),
-                "status": "scored",
-                "tokens": len(answer.tokens),
-                "finished": answer.finished,
-            }
-    for index, prompt in enumerate(prompts):
-        if index not in results:
-            error = f"the prompt has {len(prompt)} tokens, only {room} fit"
-            results[index] = {"status": "error", "error": error}
-    return [{"id": item.id, **results[index]} for index, item in enumerate(items)]
+            text = lm.text(answer.tokens)
+            results[index] = _result(answer, text, items[index], suite.scorer)
+    unrun: dict[str, object] = {"status": "unrun"}
+    return [{"id": item.id, **results.get(index, unrun)} for index, item in enumerate(items)]
+
+
+def _invalid(item: Item, tokens: int, room: int, scorer: str) -> str | None:
+    """Why an item cannot be asked or scored as it is; None when it can."""
+    if tokens > room:
+        return f"the prompt has {tokens} tokens, only {room} fit"
+    if not item.references:
+        return "it has no references"
+    problems = [reference_problem(scorer, one) for one in item.references]
+    return next((f"a reference {problem}" for problem in problems if problem), None)
+
+
+def _result(answer: Completion, text: str, item: Item, scorer: str) -> dict[str, object]:
+    said = {"completion": text, "tokens": len(answer.tokens), "finished": answer.finished}
+    if not answer.finite:
+        return {**said, "status": "error", "error": "the model's output was not finite"}
+    try:
+        score = SCORERS[scorer](text, item.references)
+    except RecursionError:  # JSON nested too deeply
+        return {**said, "status": "error", "error": "the completion is nested too deeply to score"}
+    return {**said, "status": "scored", "score": score}
 
 
 def _write_cell(
@@ -86,25 +103,27 @@ def _write_cell(
     seconds: float,
     target: Path,
 ) -> None:
-    scored = [result for result in results if result["status"] == "scored"]
-    correct = sum(result["score"] == 1.0 for result in scored)
+    partial = target.with_name(f".{target.name}.{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    write_table(pa.Table.from_pylist(results, schema=ITEM_SCHEMA), partial / "items.parquet")
+    counts = Counter(result["status"] for result in results)
+    correct = sum(result.get("score") == 1.0 for result in results)
     interval = binomtest(correct, len(results)).proportion_ci(method="wilson")
     cell = Cell(
         model_hash=spec.model_hash,
         suite_hash=suite.suite_hash,
         fingerprint=spec.fingerprint(suite),
         items=len(results),
-        scored=len(scored),
-        errors=len(results) - len(scored),
+        scored=counts["scored"],
+        errors=counts["error"],
+        invalid=counts["invalid"],
+        unrun=counts["unrun"],
         score=correct / len(results),
         interval=(interval.low, interval.high),
+        items_sha256=digest_file(partial / "items.parquet"),
         seconds=seconds,
     )
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    table = pa.Table.from_pylist(results, schema=ITEM_SCHEMA)
-    write_table(table, partial / "items.parquet")
     cell.write(partial / "cell.json")
     if target.exists():  # another evaluator made the same cell meanwhile
         shutil.rmtree(partial)

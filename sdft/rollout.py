@@ -17,6 +17,8 @@ class Completion:
 
     tokens: list[int]
     finished: bool
+    finite: bool = True
+    """False where a step's logits held NaN, +inf or nothing but -inf: the answer means nothing."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ def generate(
     ).to(lm.device)
     outputs: list[list[int]] = [[] for _ in prompts]
     finished = [False] * len(prompts)
+    finite = [True] * len(prompts)
 
     running = list(range(len(prompts)))  # index into `prompts` of each row of the batch
     ids_BT, mask_BT = _left_padded(prompts, lm)
@@ -63,11 +66,14 @@ def generate(
             logits_to_keep=1,
         )
         cache = state.past_key_values
-        next_B = _choose(state.logits[:, -1].float(), draws_BT[running, step], sampling)
-        for index, token in zip(running, next_B.tolist(), strict=True):
+        logits_BV = state.logits[:, -1].float()
+        next_B = _choose(logits_BV, draws_BT[running, step], sampling)
+        sound_B = logits_BV.amax(-1).isfinite()  # the largest of a row with a NaN is NaN
+        for index, token, sound in zip(running, next_B.tolist(), sound_B.tolist(), strict=True):
             if not finished[index]:
                 outputs[index].append(token)
                 finished[index] = token in lm.eos_ids
+                finite[index] &= sound
         alive = [row for row, index in enumerate(running) if not finished[index]]
         if not alive:
             break
@@ -78,7 +84,7 @@ def generate(
             cache.batch_select_indices(keep)
             ids_BT, positions_BT, mask_BT = ids_BT[keep], positions_BT[keep], mask_BT[keep]
             running = [running[row] for row in alive]
-    return [Completion(tokens, done) for tokens, done in zip(outputs, finished, strict=True)]
+    return [Completion(*answer) for answer in zip(outputs, finished, finite, strict=True)]
 
 
 def _left_padded(prompts: list[list[int]], lm: LanguageModel) -> tuple[Tensor, Tensor]:

@@ -48,13 +48,20 @@ SCORERS: dict[str, Score] = {
 }
 
 
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
+
+
 def first_object(text: str) -> dict[str, Any] | None:
     """The first JSON object in a text, which may stand between other words; None without one."""
     start = text.find("{")
     while start >= 0:
         try:
-            value, _ = json.JSONDecoder().raw_decode(text, start)
-        except json.JSONDecodeError:
+            value, _ = _DECODER.raw_decode(text, start)
+        except ValueError:  # also for a number too long for Python
             start = text.find("{", start + 1)
             continue
         return value

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from schemas.base import BadInput
-from schemas.curriculum import load_curriculum
+from schemas.curriculum import Curriculum, load_curriculum
 from schemas.names import check_name
 from schemas.templates import TEMPLATES, check_template, teacher_messages
 
@@ -27,7 +27,7 @@ training:
 """
 
 
-def load(text: str, folder: Path) -> object:
+def load(text: str, folder: Path) -> Curriculum:
     path = folder / "curriculum.yaml"
     path.write_text(text, encoding="utf-8")
     return load_curriculum(path)
@@ -42,6 +42,26 @@ def test_settings_are_inherited_and_paths_start_at_the_file(tmp_path: Path) -> N
     assert second.train.path == "/abs/second.parquet"
     assert second.eval.path == "hub:org/name"
     assert curriculum.base_model == str(tmp_path / "model")
+
+
+def test_a_suite_can_change_the_gate_for_itself(tmp_path: Path) -> None:
+    shared = "gate: {min_gain: 0.2, confidence: 0.9}\n"
+    own = "general:\n  - {name: sums, eval: g.jsonl, gate: {max_forgetting: 0.3}}\n"
+    text = GOOD.replace("epochs: 3}", "epochs: 3}\n    gate: {proof: bound}") + own + shared
+    first, second = load(text, tmp_path).skills
+    [sums] = load(text, tmp_path).general
+    assert (first.gate.min_gain, first.gate.confidence, first.gate.proof) == (0.2, 0.9, "bound")
+    assert second.gate == load(text, tmp_path).gate
+    assert (sums.gate.max_forgetting, sums.gate.min_gain) == (0.3, 0.2)
+
+
+def test_a_mistake_in_shared_settings_is_named_once(tmp_path: Path) -> None:
+    with pytest.raises(BadInput) as error:
+        load(GOOD.replace("epochs: 5", "epochs: 0") + "gate: {min_gian: 0.1}\n", tmp_path)
+    assert [line.split(":", 1)[1] for line in str(error.value).splitlines()] == [
+        "14: training.epochs: Input should be greater than or equal to 1",
+        "15: gate.min_gian: is no known key",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -60,6 +80,18 @@ def test_settings_are_inherited_and_paths_start_at_the_file(tmp_path: Path) -> N
         ("epochs: 5", "epochs: 0", r"training\.epochs: .*greater than or equal to 1"),
         ("name: demo\n", "", "name: is required and missing"),
         ("name: demo", "name: demo\ngate: {min_gain: 1.5}", r":2: gate\.min_gain: .*less than"),
+        (
+            "training: {epochs: 3}",
+            "gate: {band: 2}",
+            r":7: skills\.0\.gate\.band: .*less than",
+        ),
+        (
+            "training: {epochs: 3}",
+            "gate: {bnd: 0.1}",
+            r":7: skills\.0\.gate\.bnd: is no known key",
+        ),
+        ("name: demo", "name: demo\ngate: {confidence: 0.5}", r"gate\.confidence: .*greater than"),
+        ("name: demo", "name: demo\ngate: {proof: maybe}", r"gate\.proof: .*estimate"),
         ("epochs: 5", "teacher_template: 'no placeholders'", "exactly the placeholders"),
         ("epochs: 5", "max_grad_norm: .inf", r"training\.max_grad_norm: .*finite"),
         (

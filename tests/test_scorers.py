@@ -22,6 +22,8 @@ from sdft.scorers import SCORERS, reference_problem
         ("tool_call", '{"a": "1"}', ['{"a": 1}'], 0.0),
         ("tool_call", '{"a": true}', ['{"a": 1}'], 0.0),
         ("tool_call", "", ['{"a": 1}'], 0.0),
+        ("tool_call", '{"a": NaN}', ['{"a": 1}'], 0.0),
+        pytest.param("tool_call", f'{{"a": {"9" * 5000}}}', ['{"a": 1}'], 0.0, id="long number"),
     ],
 )
 def test_scores(scorer: str, completion: str, references: list[str], expected: float) -> None:
