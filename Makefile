@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup run run-smollm2 test test-fast lint bench clean
+.PHONY: setup run run-smollm2 test test-fast test-faults lint bench clean
 
 setup: .venv/.ready
 .venv/.ready: pyproject.toml constraints.txt
@@ -18,10 +18,13 @@ run-smollm2: setup
 	$(BIN)/sdft learn examples/smollm2/curriculum.yaml
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m 'not faults'
 
 test-fast: setup
 	$(BIN)/python -m pytest -m 'not slow'
+
+test-faults: setup
+	$(BIN)/python -m pytest tests/faults
 
 lint: setup
 	$(BIN)/ruff check .

@@ -5,18 +5,27 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
+from flows import registry
+from flows.options import (
+    DEFAULT_HOME,
+    ERROR,
+    INTERRUPTED,
+    REFUSED,
+    USER_ERROR,
+    HomeOption,
+    fail,
+    open_home,
+)
 from schemas.base import BadInput
 from schemas.curriculum import HUB, Curriculum, load_curriculum
 from sdft.process import exclusive
 from tasks.children import ChildFailed
-from tasks.console import console, error_console
+from tasks.console import console
 from tasks.home import Home
-
-ERROR, USER_ERROR, REFUSED, INTERRUPTED = 1, 2, 3, 130
 
 app = typer.Typer(
     help="Continual learning for language models: learn skills one after the other, keep the old.",
@@ -26,33 +35,21 @@ app = typer.Typer(
 )
 
 CurriculumFile = Annotated[Path, typer.Argument(help="The curriculum, a YAML file.")]
-HomeOption = Annotated[
-    Path,
-    typer.Option(
-        "--home",
-        envvar="SDFT_HOME",
-        help="Where runs, models and databases lie.",
-        show_default=True,
-    ),
-]
-DEFAULT_HOME = Path(".sdft")
 
 
 def main() -> None:
-    """Run the command line; exits 0 all passed, 1 error, 2 user's error, 3 refused, 130 Ctrl-C."""
+    """Run the command line.
+
+    Exits 0 all passed, 1 error, 2 user's error, 3 refused or undecided, 4 disproved, 130 Ctrl-C.
+    """
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
         signal.signal(signal.SIGHUP, signal.default_int_handler)  # a closed terminal is a Ctrl-C
     try:
         app()
     except BadInput as error:
-        _fail(str(error), USER_ERROR)
+        fail(str(error), USER_ERROR)
     except ChildFailed as error:
-        _fail(str(error), ERROR)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    error_console.print(f"error: {message}", style="red", markup=False, soft_wrap=True)
-    sys.exit(code)
+        fail(str(error), ERROR)
 
 
 def _open(curriculum_file: Path, home: Path) -> tuple[Curriculum, Home]:
@@ -67,6 +64,25 @@ def _open(curriculum_file: Path, home: Path) -> tuple[Curriculum, Home]:
 @app.command()
 def learn(curriculum_file: CurriculumFile, home: HomeOption = DEFAULT_HOME) -> None:
     """Learn the curriculum's skills in order; what is finished is not done again."""
+    _learn(curriculum_file, home)
+
+
+@app.command()
+def replay(
+    name: Annotated[str, typer.Argument(help="The curriculum's name.")],
+    without: Annotated[str, typer.Option(help="The skill to take out.")],
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Learn the newest curriculum again without a skill; stages before it are reused.
+
+    The result is a candidate with its own lineage: promote it to let it replace the champion.
+    """
+    from tasks.replay import curriculum_without
+
+    _learn(curriculum_without(open_home(home), name, without), home)
+
+
+def _learn(curriculum_file: Path, home: Path) -> None:
     _, opened = _open(curriculum_file, home)
     from flows.learn import learn as learn_flow
     from flows.show import show_learned
@@ -75,7 +91,7 @@ def learn(curriculum_file: CurriculumFile, home: HomeOption = DEFAULT_HOME) -> N
         with exclusive(opened.root):  # a second run waits, and then finds everything done
             learned = learn_flow(str(curriculum_file), str(opened.root))
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from the last checkpoint", INTERRUPTED)
+        fail("interrupted; the same command goes on from the last checkpoint", INTERRUPTED)
     show_learned(learned, opened)
     if not all(verdict.passed for verdict in learned.verdicts):
         raise typer.Exit(REFUSED)
@@ -94,7 +110,7 @@ def plan(curriculum_file: CurriculumFile, home: HomeOption = DEFAULT_HOME) -> No
 @app.command()
 def status(home: HomeOption = DEFAULT_HOME) -> None:
     """Every curriculum in the home: its stages, verdicts and aliases."""
-    opened = _existing(home)
+    opened = open_home(home)
     from flows.show import show_status
     from tasks.registration import registry_status
 
@@ -108,7 +124,7 @@ def matrix(
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """The newest retention matrix of a curriculum."""
-    opened = _existing(home)
+    opened = open_home(home)
     from flows.show import show_matrix
     from tasks.reporting import latest_matrix
 
@@ -127,7 +143,7 @@ def ui(
     port: Annotated[int, typer.Option(help="Port on this machine.")] = 5000,
 ) -> None:
     """MLflow's pages over the home: runs, curves, artifacts, versions. Ctrl-C ends it."""
-    opened = _existing(home)
+    opened = open_home(home)
     uri, artifacts = opened.tracking_uri, opened.artifacts.as_uri()
     if uri.startswith("http"):
         console.print(f"MLFLOW_TRACKING_URI is set: MLflow's pages are on {uri}")
@@ -141,9 +157,4 @@ def ui(
     )
 
 
-def _existing(home: Path) -> Home:
-    if not home.is_dir():
-        raise BadInput(f"{home}: there is no such home; sdft learn makes one")
-    opened = Home(home)
-    opened.activate(offline=True)
-    return opened
+app.add_typer(registry.app)

@@ -13,7 +13,9 @@ from schemas.results import MatrixRow, RetentionMatrix, SuiteSpec, Verdict
 from sdft.matrix import build_matrix
 from tasks.basemodel import ModelDir, resolve_base_model
 from tasks.evaluation import ScoredCell, evaluate_model, log_scores, suite_spec
+from tasks.events import send_events
 from tasks.gating import gate_stage
+from tasks.promotion import settle_registry
 from tasks.registration import register_stage
 from tasks.reporting import Report, report_run
 from tasks.training import TrainedStage, stage_spec, train_skill
@@ -65,6 +67,7 @@ def learn(curriculum_file: str, home_dir: str) -> Learned:
     """
     curriculum = load_curriculum(Path(curriculum_file))
     prepared = prepare(curriculum, home_dir)
+    settle_registry(curriculum.name, home_dir)
     general = [suite.name for suite in curriculum.general]
 
     base_cells = _evaluate("base", prepared.base, curriculum, prepared, 0, home_dir)
@@ -82,13 +85,15 @@ def learn(curriculum_file: str, home_dir: str) -> Learned:
         kept = [row for row in rows if row.passed]
         kept[-1] = _scored_on(skill, kept[-1], parent, curriculum, prepared, home_dir)
         row = _row(curriculum, number, skill.name, kept[-1].stage, stage.model, cells)
-        names = [suite.name for suite in curriculum.suites]
-        verdict = gate_stage(row, kept, names, general, curriculum.gate, stage.run_id, home_dir)
+        rules = {suite.name: suite.gate for suite in curriculum.suites}
+        verdict = gate_stage(row, kept, rules, general, stage.run_id, home_dir)
         version = register_stage(curriculum.name, stage, verdict, kept[-1].version, home_dir)
 
-        rows.append(row.model_copy(update={"passed": verdict.passed, "version": version}))
+        judged = {"passed": verdict.passed, "decision": verdict.decision, "version": version}
+        rows.append(row.model_copy(update=judged))
         stages.append(stage)
         verdicts.append(verdict)
+        send_events(curriculum.name, home_dir)
         if verdict.passed:
             parent = stage.model
 
@@ -99,7 +104,7 @@ def learn(curriculum_file: str, home_dir: str) -> Learned:
         matrix=matrix,
         verdicts=tuple(verdicts),
         trained=tuple(stage.skill for stage in stages if stage.trained_now),
-        report=report_run(matrix, stages, base_cells, general_items, home_dir),
+        report=report_run(curriculum, matrix, stages, base_cells, general_items, home_dir),
     )
 
 

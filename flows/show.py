@@ -1,14 +1,18 @@
 """Tables for people: the retention matrix, the verdicts, the plan, the registry."""
 
 from rich.table import Table
+from rich.text import Text
 
 from flows.learn import Learned
 from flows.plan import Plan
 from schemas.results import Cell, RetentionMatrix, Verdict
 from tasks.console import console
 from tasks.home import Home
-from tasks.registration import CHAMPION, RegisteredName, champion_version
+from tasks.ledger import Ledger
+from tasks.promotion import CHAMPION
+from tasks.registration import RegisteredName
 
+DECISIONS = {"pass": ("pass", "green"), "ask": ("ask", "yellow"), "refuse": ("refused", "red")}
 MEASURES = {
     "average": "mean score of the learned skills now",
     "backward_transfer": "change of earlier skills since they were learned",
@@ -26,7 +30,7 @@ def show_learned(learned: Learned, home: Home) -> None:
     if not learned.trained:
         console.print("nothing to learn: every stage was finished before", style="bold")
     name = learned.matrix.curriculum
-    champion = champion_version(home, name)
+    champion = Ledger(home).champion(name).version
     if champion is None:
         console.print(f"champion: none, no stage of {name} has passed")
     else:
@@ -54,7 +58,7 @@ def show_matrix(matrix: RetentionMatrix) -> None:
             _cell(cell, own=suite == row.skill)
             for suite, cell in zip(matrix.suites, row.cells, strict=True)
         ]
-        verdict = "" if row.skill is None else "[green]pass[/]" if row.passed else "[red]refused[/]"
+        verdict = Text(*DECISIONS[row.decision]) if row.decision else ""
         table.add_row(f"{row.stage} {row.skill or 'base'}", *cells, row.version or "", verdict)
     console.print(table)
     for name, value in matrix.measures.model_dump().items():
@@ -103,12 +107,11 @@ def show_status(names: list[RegisteredName]) -> None:
 
 
 def _show_verdict(verdict: Verdict) -> None:
-    if verdict.passed:
-        console.print(f"[green]pass[/]     {verdict.skill}")
-    else:
-        console.print(f"[red]refused[/]  {verdict.skill}")
-        for reason in verdict.reasons:
-            console.print(f"         {reason}", markup=False)
+    word, style = DECISIONS[verdict.decision]
+    note = ": needs a person" if verdict.decision == "ask" else ""
+    console.print(f"[{style}]{word:<9}[/]{verdict.skill}{note}")
+    for reason in verdict.reasons:
+        console.print(f"         {reason}", markup=False)
 
 
 def _cell(cell: Cell | None, own: bool) -> str:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class BadInput(ValueError):
@@ -28,7 +28,19 @@ class Contract(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        return cls.model_validate_json(path.read_bytes())
+        """The value in a file; raises BadInput, with the file, where it holds no such value."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(map(str, first["loc"]))
+            where = f"{field}: " if field else ""
+            raise BadInput(f"{path}: is no {cls.__name__}: {where}{first['msg']}") from None
+
+    @property
+    def text(self) -> str:
+        """What `write` writes."""
+        return self.model_dump_json(indent=2) + "\n"
 
     def write(self, path: Path) -> None:
-        write_atomically(path, self.model_dump_json(indent=2) + "\n")
+        write_atomically(path, self.text)

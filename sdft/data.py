@@ -251,6 +251,12 @@ def data_hash(table: pa.Table) -> str:
     return digest_json(table.column("row_hash").to_pylist())
 
 
+def rehash(table: pa.Table) -> str:
+    """The data hash of a canonical table made again from its content, whatever `row_hash` says."""
+    rows = table.drop_columns("row_hash").to_pylist()
+    return digest_json([digest_json(row) for row in rows])
+
+
 def write_table(table: pa.Table, path: Path) -> None:
     """Write zstd Parquet so that `path` is whole or absent."""
     partial = path.with_name(f".{path.name}.partial")

@@ -1,5 +1,6 @@
 """The end of a stage: its model directory and, written last, its record; and checking both."""
 
+import functools
 import hashlib
 import importlib.metadata
 import platform
@@ -60,6 +61,7 @@ def verified_record(directory: Path) -> StageRecord | None:
     return record
 
 
+@functools.cache
 def code_version() -> str:
     """Package version and a digest of the source that decides what training does."""
     here = Path(__file__).parent

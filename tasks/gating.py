@@ -3,38 +3,72 @@
 import tempfile
 from pathlib import Path
 
+import pyarrow.parquet as pq
 from prefect import task
 
-from schemas.results import MatrixRow, Verdict
+from schemas.base import BadInput
+from schemas.digest import digest_file
+from schemas.results import Cell, ItemResult, MatrixRow, Verdict
 from schemas.settings import GateSettings
-from sdft.gate import judge
+from sdft.pairing import pairings
 from tasks.console import say
 from tasks.home import Home
 from tasks.tracking import open_client
+
+VERDICTS = "verdicts"
+LINES = {
+    "pass": ("passed: {gain:+.2f} on the new skill", "green"),
+    "ask": ("needs a person", "yellow"),
+    "refuse": ("refused", "red"),
+}
 
 
 @task(task_run_name="gate-{candidate.stage}-{candidate.skill}")
 def gate_stage(
     candidate: MatrixRow,
     kept: list[MatrixRow],
-    suites: list[str],
+    settings: dict[str, GateSettings],
     general: list[str],
-    settings: GateSettings,
     run_id: str,
     home_dir: str,
 ) -> Verdict:
-    """The verdict on a stage, kept as an artifact of its run."""
-    verdict = judge(candidate, kept, suites, general, settings)
-    client = open_client(Home(home_dir))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "verdict.json"
-        verdict.write(path)
-        client.log_artifact(run_id, str(path))
-    if verdict.passed:
-        gain = verdict.judgements[0].change
-        say("gate", verdict.skill, f"passed: {gain:+.2f} on the new skill", "green")
-    else:
-        say("gate", verdict.skill, "refused", "red")
-        for reason in verdict.reasons:
-            say("", "", reason, "red")
+    """The verdict on a stage, kept as an artifact of its run; `settings` by suite, in row order."""
+    from sdft.gate import judge  # scipy costs a second
+
+    home = Home(home_dir)
+    needed = pairings(candidate, kept, list(settings), general)
+    cells = [cell for one in needed for cell in (one.before, one.after) if cell is not None]
+    items = {cell.key: read_item_results(home, cell) for cell in cells}
+    verdict = judge(candidate, kept, settings, general, items)
+    keep_verdict(verdict, run_id, home)
+    line, style = LINES[verdict.decision]
+    say("gate", verdict.skill, line.format(gain=verdict.judgements[0].change), style)
+    for reason in verdict.reasons:
+        say("", "", reason, style)
     return verdict
+
+
+def keep_verdict(verdict: Verdict, run_id: str, home: Home) -> None:
+    """Make a verdict an artifact of its stage's run; an earlier one stays beside it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / verdict_file(verdict.digest)
+        path.parent.mkdir()
+        verdict.write(path)
+        open_client(home).log_artifact(run_id, str(path), VERDICTS)
+
+
+def verdict_file(digest: str) -> str:
+    """Where a verdict lies among the artifacts of its stage's run."""
+    return f"{VERDICTS}/{digest[:16]}.json"
+
+
+def read_item_results(home: Home, cell: Cell) -> list[ItemResult]:
+    """The items behind a cell; raises BadInput where the file is not the one it was made with."""
+    path = home.cells / cell.key / "items.parquet"
+    if not path.is_file() or digest_file(path) != cell.items_sha256:
+        raise BadInput(
+            f"{path}: is missing or not what cell.json lists; delete {path.parent}, and the cell "
+            "is made again"
+        )
+    columns = ["id", "status", "score"]
+    return [ItemResult(**row) for row in pq.read_table(path, columns=columns).to_pylist()]

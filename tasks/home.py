@@ -5,6 +5,8 @@ from pathlib import Path
 
 from schemas.base import BadInput
 
+WEBHOOK_URL, WEBHOOK_SECRET = "SDFT_WEBHOOK_URL", "SDFT_WEBHOOK_SECRET"
+
 
 class Home:
     """Paths under one directory. `activate` must run before Prefect or MLflow are imported."""
@@ -14,6 +16,7 @@ class Home:
         self.artifacts = self.root / "artifacts"
         self.cache = self.root / "cache"
         self.cells = self.root / "cells"
+        self.curricula = self.root / "curricula"
         self.data = self.root / "data"
         self.models = self.root / "models"
         self.stages = self.root / "stages"
@@ -23,12 +26,21 @@ class Home:
         """MLFLOW_TRACKING_URI where it is set, otherwise the SQLite file in this home."""
         return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"
 
+    @property
+    def ledger_uri(self) -> str:
+        """SDFT_LEDGER_URL where it is set, otherwise the SQLite file in this home."""
+        return os.environ.get("SDFT_LEDGER_URL") or f"sqlite:///{self.root / 'ledger.db'}"
+
     def activate(self, offline: bool) -> None:
         """Make the directory and point every dependency at it, with telemetry off.
 
         `offline` keeps the Hugging Face libraries from asking the hub. Raises BadInput when the
-        directory cannot be written.
+        directory cannot be written, and when events could not be signed.
         """
+        if os.environ.get(WEBHOOK_URL) and not os.environ.get(WEBHOOK_SECRET):
+            raise BadInput(
+                f"{WEBHOOK_URL} is set, but not {WEBHOOK_SECRET}, which signs the events"
+            )
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             probe = self.root / f".probe-{os.getpid()}"
@@ -45,6 +57,7 @@ class Home:
             "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
             "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
             "GX_ANALYTICS_ENABLED": "false",
             "HF_HUB_DISABLE_TELEMETRY": "1",

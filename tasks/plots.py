@@ -8,7 +8,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from schemas.results import RetentionMatrix
+from schemas.results import MatrixRow, RetentionMatrix
 from schemas.stage import StepMetrics
 
 CURVES = {
@@ -22,7 +22,7 @@ CURVES = {
 
 
 def heat_map(matrix: RetentionMatrix, path: Path) -> None:
-    """Rows are stages from the base model on, columns are suites; a refused row is marked."""
+    """Rows are stages from the base on, columns are suites; what did not pass is marked."""
     scores = np.array(
         [[np.nan if c is None else c.score for c in row.cells] for row in matrix.rows]
     )
@@ -48,9 +48,7 @@ def heat_map(matrix: RetentionMatrix, path: Path) -> None:
             )
     axes.axvline(len(matrix.skills) - 0.5, color="black", linewidth=1.2)
     axes.set_xticks(range(columns), matrix.suites, rotation=30, ha="right")
-    axes.set_yticks(
-        range(rows), [_row_name(row.stage, row.skill, row.passed) for row in matrix.rows]
-    )
+    axes.set_yticks(range(rows), [_row_name(row) for row in matrix.rows])
     axes.tick_params(length=0)
     axes.set_title(f"{matrix.curriculum}: score after each stage", fontsize=11)
     figure.colorbar(image, ax=axes, fraction=0.03, pad=0.02)
@@ -76,5 +74,6 @@ def curves(stages: dict[str, list[StepMetrics]], path: Path) -> None:
     plt.close(figure)
 
 
-def _row_name(stage: int, skill: str | None, passed: bool) -> str:
-    return f"{stage}  {skill or 'base'}{'' if passed else ' (refused)'}"
+def _row_name(row: MatrixRow) -> str:
+    mark = {"refuse": " (refused)", "ask": " (ask)"}.get(row.decision or "pass", "")
+    return f"{row.stage}  {row.skill or 'base'}{mark}"

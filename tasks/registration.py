@@ -1,8 +1,6 @@
-"""The registry: a version of the curriculum's model for every stage, and the two aliases."""
+"""The registry: a version of the curriculum's model for every stage, and its ledger entries."""
 
-import logging
 import tempfile
-import warnings
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -12,14 +10,23 @@ from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from prefect import task
 
 from schemas.base import Contract
+from schemas.ledger import Draft
 from schemas.results import Verdict
+from sdft.chain import about, champion, newest, skills_of
 from tasks.console import say
 from tasks.home import Home
-from tasks.tracking import STAGE_KEY, experiment, open_client, user
+from tasks.ledger import Ledger, Raced, who
+from tasks.packages import (
+    EVIDENCE,
+    PACKAGE,
+    evidence_of,
+    log_manifest,
+    package_of,
+    save_package,
+)
+from tasks.promotion import mirror
+from tasks.tracking import STAGE_KEY, VERDICT_TAG, experiment, open_client
 from tasks.training import TrainedStage
-
-CANDIDATE, CHAMPION = "candidate", "champion"
-VERDICT = "sdft.verdict"
 
 
 @task(task_run_name="register-{stage.stage}-{stage.skill}")
@@ -30,45 +37,68 @@ def register_stage(
     parent_version: str | None,
     home_dir: str,
 ) -> str:
-    """The version number of a stage; its aliases are set when its verdict is new.
+    """The version number of a stage, with its registration and verdict in the ledger.
 
-    The verdict's tag is written last, so what a crash left undone is done by the next run.
+    A version that passed becomes champion by itself when it knows every skill that the champion
+    knows; otherwise that is for a person to decide. The ledger's entries are written all at once,
+    and each step is skipped where it is done, so the next run does what a crash left undone.
     """
     home = Home(home_dir)
-    client = open_client(home)
+    client, ledger = open_client(home), Ledger(home)
     ensure_model(client, name)
     version = find_version(client, name, stage.key)
     if version is None:
         version = _create_version(client, home, name, stage, parent_version)
-    word = "pass" if verdict.passed else "refuse"
-    if version.tags.get(VERDICT) == word:
-        return str(version.version)
-    client.set_registered_model_alias(name, CANDIDATE, version.version)
-    if verdict.passed:
-        client.set_registered_model_alias(name, CHAMPION, version.version)
-    elif champion_version(home, name) == str(version.version):  # it passed under an older gate
-        if parent_version is None:
-            client.delete_registered_model_alias(name, CHAMPION)
-        else:
-            client.set_registered_model_alias(name, CHAMPION, parent_version)
-    client.set_model_version_tag(name, version.version, VERDICT, word)
-    outcome = "champion" if verdict.passed else "refused; the champion stays as it was"
-    say("register", stage.skill, f"{name} version {version.version}: {outcome}")
-    return str(version.version)
+    number = str(version.version)
+    registered = newest(ledger.entries(name), number, "registered")
+    draft = registered or _registration(client, name, stage, version, parent_version)
+    outcome = _write_down(ledger, draft, verdict)
+    mirror(home, name)
+    client.set_model_version_tag(name, number, VERDICT_TAG, verdict.decision)
+    if outcome:
+        say("register", stage.skill, f"{name} version {number}: {outcome}")
+    return number
+
+
+def _write_down(ledger: Ledger, registration: Draft, verdict: Verdict) -> str:
+    """Append what the ledger lacks; returns what became of the version, nothing if all is there."""
+    name, version = registration.name, registration.version or ""
+    while True:
+        entries = ledger.entries(name)
+        now = champion(entries)
+        judged = newest(entries, version, "verdict")
+        if judged is not None and judged.verdict_hash == verdict.digest:
+            return ""
+        drafts = [] if newest(entries, version, "registered") else [registration]
+        judgement = about(registration, "verdict", verdict.digest, verdict.decision)
+        judgement = judgement.model_copy(update={"reason": "; ".join(verdict.reasons)})
+        drafts.append(judgement)
+        skills = skills_of(entries, registration.parent_version) | {registration.skill or ""}
+        lacking = skills_of(entries, now.version) - skills
+        by_hand = f"to let it in: sdft promote {name} {version}"
+        match verdict.decision:
+            case "refuse":
+                drafts.append(judgement.model_copy(update={"kind": "refused"}))
+                outcome = "refused; the champion stays as it was"
+            case "ask":
+                outcome = f"needs a person; {by_hand} --override REASON"
+            case "pass" if lacking:
+                known = ", ".join(sorted(lacking))
+                outcome = f"passed, but the champion also knows {known}; {by_hand}"
+            case "pass":
+                drafts.append(judgement.model_copy(update={"kind": "promoted"}))
+                outcome = "champion"
+        try:
+            ledger.append(drafts, now)
+        except Raced:  # somebody made another champion meanwhile: decide again
+            continue
+        return outcome
 
 
 def find_version(client: MlflowClient, name: str, stage_key: str) -> ModelVersion | None:
     """The registered version of a stage."""
     found = client.search_model_versions(f"name = '{name}' AND tags.`{STAGE_KEY}` = '{stage_key}'")
     return found[0] if found else None
-
-
-def champion_version(home: Home, name: str) -> str | None:
-    """The version that the champion alias points to; None where there is no model or alias."""
-    try:
-        return str(open_client(home).get_model_version_by_alias(name, CHAMPION).version)
-    except MlflowException:
-        return None
 
 
 def ensure_model(client: MlflowClient, name: str) -> None:
@@ -112,32 +142,35 @@ def _create_version(
             "sdft.model_hash": stage.model.model_hash,
             "sdft.data_hash": stage.data_hash,
             "sdft.run_id": stage.run_id,
-            "sdft.registered_by": user(),
+            "sdft.registered_by": who(),
         },
     )
 
 
-def save_package(model_dir: Path, target: Path) -> None:
-    """Save a model directory for `mlflow.transformers.load_model`, in safetensors only."""
-    import mlflow.transformers
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    # There is no hub to ask about a model that was made here, and its requirements are known.
-    for quiet in ("mlflow.transformers", "huggingface_hub", "mlflow.utils.environment"):
-        logging.getLogger(quiet).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        mlflow.transformers.save_model(
-            {
-                "model": AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto"),
-                "tokenizer": AutoTokenizer.from_pretrained(model_dir),
-            },
-            path=str(target),
-            task="llm/v1/chat",
-            pip_requirements=["transformers", "torch"],
-        )
+def _registration(
+    client: MlflowClient,
+    name: str,
+    stage: TrainedStage,
+    version: ModelVersion,
+    parent_version: str | None,
+) -> Draft:
+    """What the ledger keeps of a version: every hash, of what the registry gives back."""
+    _, package = package_of(version)
+    _, evidence = evidence_of(client.get_run(stage.run_id))
+    log_manifest(client, stage.run_id, PACKAGE, package)
+    log_manifest(client, stage.run_id, EVIDENCE, evidence)
+    return Draft(
+        kind="registered",
+        name=name,
+        version=str(version.version),
+        skill=stage.skill,
+        parent_version=parent_version,
+        stage_key=stage.key,
+        model_hash=stage.model.model_hash,
+        data_hash=stage.data_hash,
+        evidence_hash=evidence.hash,
+        package_hash=package.hash,
+    )
 
 
 class RegisteredVersion(Contract):
@@ -160,9 +193,9 @@ class RegisteredName(Contract):
 
 
 def stage_verdict(home: Home, name: str, stage_key: str) -> str | None:
-    """The registered verdict on a stage: pass, refuse, or None where there is none yet."""
+    """The registered verdict on a stage: pass, refuse, ask, or None where there is none yet."""
     version = find_version(open_client(home), name, stage_key)
-    return version.tags.get(VERDICT) if version else None
+    return version.tags.get(VERDICT_TAG) if version else None
 
 
 def registry_status(home: Home) -> list[RegisteredName]:
@@ -175,7 +208,7 @@ def registry_status(home: Home) -> list[RegisteredName]:
                 RegisteredVersion(
                     version=str(one.version),
                     skill=one.tags.get("sdft.skill", ""),
-                    verdict=one.tags.get(VERDICT, "none yet"),
+                    verdict=one.tags.get(VERDICT_TAG, "none yet"),
                     # search results carry no aliases of their own
                     aliases=tuple(
                         a for a, v in model.aliases.items() if str(v) == str(one.version)

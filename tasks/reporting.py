@@ -10,18 +10,21 @@ from mlflow.exceptions import MlflowException
 from prefect import task
 
 from schemas.base import Contract
+from schemas.curriculum import Curriculum
 from schemas.digest import digest_json
 from schemas.results import RetentionMatrix
 from sdft.data import write_table
 from sdft.stagelog import METRICS, read_metrics
 from tasks.evaluation import ScoredCell
 from tasks.home import Home
+from tasks.packages import run_file
 from tasks.registration import ensure_model
 from tasks.tracking import experiment, find_run, log_snapshot, open_client, set_tags
 from tasks.training import TrainedStage
 from tasks.validation import Snapshot
 
 MATRIX_DIGEST = "sdft.matrix_digest"
+CURRICULUM = "curriculum.json"
 LATEST = "sdft.latest_matrix_run"
 
 
@@ -34,6 +37,7 @@ class Report(Contract):
 
 @task
 def report_run(
+    curriculum: Curriculum,
     matrix: RetentionMatrix,
     stages: list[TrainedStage],
     base_cells: dict[str, ScoredCell],
@@ -42,8 +46,8 @@ def report_run(
 ) -> Report:
     """Log the matrix (JSON, Parquet, PNG) and the curves (PNG), unless this very one is there.
 
-    With them what belongs to no stage: the base model's per-item results and the general suites'
-    validation.
+    With them what belongs to no stage: the curriculum, the base model's per-item results and the
+    general suites' validation.
     """
     home = Home(home_dir)
     client = open_client(home)
@@ -56,6 +60,7 @@ def report_run(
     run_id = client.create_run(experiment_id, run_name=f"{matrix.curriculum}-retention").info.run_id
     with tempfile.TemporaryDirectory() as folder:
         write_report(matrix, stages, Path(folder))
+        curriculum.write(Path(folder) / CURRICULUM)
         client.log_artifacts(run_id, folder, "retention")
     for suite, scored in base_cells.items():
         client.log_artifact(run_id, scored.items_file, f"evaluation/{suite}")
@@ -101,13 +106,20 @@ def write_report(matrix: RetentionMatrix, stages: list[TrainedStage], folder: Pa
 
 def latest_matrix(home: Home, curriculum: str) -> RetentionMatrix | None:
     """The newest retention matrix of a curriculum, read back through MLflow."""
+    file = _latest(home, curriculum, "matrix.json")
+    return RetentionMatrix.read(file) if file else None
+
+
+def latest_curriculum(home: Home, name: str) -> Curriculum | None:
+    """The curriculum of the newest retention matrix, as it was learned."""
+    file = _latest(home, name, CURRICULUM)
+    return Curriculum.read(file) if file else None
+
+
+def _latest(home: Home, name: str, file: str) -> Path | None:
     client = open_client(home)
     try:
-        run_id = client.get_registered_model(curriculum).tags.get(LATEST)
+        run_id = client.get_registered_model(name).tags.get(LATEST)
     except MlflowException:
         return None
-    if run_id is None:
-        return None
-    with tempfile.TemporaryDirectory() as folder:
-        path = client.download_artifacts(run_id, "retention/matrix.json", folder)
-        return RetentionMatrix.read(Path(path))
+    return run_file(client.get_run(run_id), f"retention/{file}") if run_id else None

@@ -4,7 +4,6 @@ The files of a stage are the truth and MLflow the view: all here can be made aga
 """
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from tasks.validation import Snapshot
 
 STAGE_KEY = "sdft.stage_key"
 LOGGED = "sdft.logged"
+VERDICT_TAG = "sdft.verdict"
 METRICS_A_BATCH = 1000
 
 
@@ -78,7 +78,7 @@ def log_snapshot(client: MlflowClient, run_id: str, snapshot: Snapshot, context:
     )
     tags = [InputTag("mlflow.data.context", context)]
     client.log_inputs(run_id, datasets=[DatasetInput(dataset, tags)])
-    for file in ("result.json", "docs.html"):
+    for file in ("rows.parquet", "snapshot.json", "result.json", "docs.html"):
         path = Path(snapshot.directory) / file
         client.log_artifact(run_id, str(path), f"validation/{snapshot.name}")
 
@@ -118,8 +118,3 @@ class MetricRelay:
 
 def set_tags(client: MlflowClient, run_id: str, tags: dict[str, str]) -> None:
     client.log_batch(run_id, tags=[RunTag(name, value) for name, value in tags.items()])
-
-
-def user() -> str:
-    """Who runs this, for tags."""
-    return os.environ.get("USER") or os.environ.get("LOGNAME") or str(os.getuid())

@@ -1,16 +1,25 @@
 """The real flow on a tiny random model, everything read back through MLflow's own client."""
 
+import contextlib
 import json
 import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import eval_rows, save_tiny_model, train_rows, write_jsonl
 from mlflow import MlflowClient
+
+from schemas.base import BadInput
 
 pytestmark = pytest.mark.slow
 
@@ -126,7 +135,7 @@ def test_runs_hold_settings_data_scores_and_artifacts(place: Place) -> None:
         "record.json",
         "rollouts",
         "validation",
-        "verdict.json",
+        "verdicts",
     }
     kept = place.client.list_artifacts(version.run_id, "checkpoints")
     assert [one.path for one in kept] == ["checkpoints/step-000002", "checkpoints/step-000004"]
@@ -147,13 +156,100 @@ def test_the_matrix_is_an_artifact_in_three_forms(place: Place, tmp_path: Path) 
     assert general.dataset.name == "general-eval"
 
 
-def test_the_registered_model_loads_with_mlflow_itself(place: Place) -> None:
+def test_the_whole_lineage_is_proven_from_the_name_alone(place: Place) -> None:
+    from tasks.home import Home
+    from tasks.lineage import read_lineage
+    from tasks.proof import prove
+
+    proof = prove(Home(place.home), "demo")
+    assert (proof.stages, proof.base_checked) == (2, True)
+    lineage = read_lineage(Home(place.home), "demo")
+    assert [stage.skill for stage in lineage.stages] == ["alpha", "beta"]
+    assert lineage.stages[1].data.rows == 6
+    assert lineage.stages[1].settings["learning_rate"] == 1e-3
+    assert [entry.kind for entry in lineage.stages[1].history] == [
+        "registered",
+        "verdict",
+        "promoted",
+    ]
+
+
+def test_promotions_are_prefect_events(place: Place) -> None:
+    from prefect.client.orchestration import get_client
+
+    wanted = {"filter": {"event": {"name": ["sdft.promoted"]}}}
+    with get_client(sync_client=True) as client:
+        for _ in range(50):  # the server writes them down a moment later
+            found = client.request("POST", "/events/filter", json=wanted).json()["events"]
+            if len(found) >= 2:
+                break
+            time.sleep(0.2)
+    assert {one["payload"]["version"] for one in found} >= {"1", "2"}
+    assert {one["resource"]["prefect.resource.id"] for one in found} == {"sdft.model.demo"}
+
+
+def test_the_registered_model_loads_with_mlflow_itself(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import mlflow
 
-    mlflow.set_tracking_uri(f"sqlite:///{place.home / 'mlflow.db'}")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place.home / 'mlflow.db'}")
     pipeline = mlflow.transformers.load_model("models:/demo/2")
     answer = pipeline([{"role": "user", "content": "Say alpha 1"}], max_new_tokens=4)
     assert answer[0]["generated_text"]
+
+
+def test_the_downloaded_artifact_is_a_plain_transformers_model(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+    from transformers import AutoModelForCausalLM
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place.home / 'mlflow.db'}")
+    folder = mlflow.artifacts.download_artifacts("models:/demo@champion")
+    model = AutoModelForCausalLM.from_pretrained(Path(folder) / "model")
+    assert model.config.max_position_embeddings == 256
+
+
+def test_the_champion_answers_a_chat_request_when_mlflow_serves_it(place: Place) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    environment = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": f"sqlite:///{place.home / 'mlflow.db'}",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    command = ["models", "serve", "-m", "models:/demo@champion", "--env-manager", "local"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "mlflow", *command, "--port", str(port)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as server:
+        try:
+            transport = httpx.HTTPTransport(retries=0)
+            with httpx.Client(base_url=address, transport=transport, timeout=60) as client:
+                _wait_for(client, server)
+                question = [{"role": "user", "content": "Say alpha 1"}]
+                reply = client.post("/invocations", json={"messages": question, "max_tokens": 4})
+        finally:
+            os.killpg(server.pid, signal.SIGKILL)
+    message = reply.json()[0]["choices"][0]["message"]
+    assert message["role"] == "assistant"
+    assert message["content"]
+
+
+def _wait_for(client: httpx.Client, server: subprocess.Popen[bytes]) -> None:
+    for _ in range(600):
+        assert server.poll() is None, "the server ended"
+        with contextlib.suppress(httpx.TransportError):
+            if client.get("/ping").status_code == 200:
+                return
+        time.sleep(0.2)
+    raise AssertionError("the server did not come up")
 
 
 def test_again_does_nothing_and_a_refusal_leaves_the_champion(place: Place) -> None:
@@ -184,6 +280,30 @@ def test_a_new_skill_is_the_only_one_that_is_learned(place: Place) -> None:
     assert place.champion() == more.matrix.rows[-1].version
 
 
+def test_a_skill_can_be_taken_out_again(place: Place) -> None:
+    from flows.learn import learn
+    from tasks.home import Home
+    from tasks.lineage import read_lineage, trace
+    from tasks.replay import curriculum_without
+
+    home = Home(place.home)
+    before = place.learn(["alpha", "beta", "gamma"])
+    champion = place.champion()
+    replayed = learn(str(curriculum_without(home, "demo", "beta")), str(place.home))
+    assert replayed.trained == ("gamma",), "alpha comes before it and is as it was"
+    assert [row.skill for row in replayed.matrix.rows] == [None, "alpha", "gamma"]
+    assert replayed.matrix.rows[1].model_hash == before.matrix.rows[1].model_hash
+    candidate = read_lineage(home, "demo@candidate")
+    assert [stage.skill for stage in candidate.stages] == ["alpha", "gamma"]
+    assert candidate.version not in [one.version for one in trace(home, "beta")]
+    assert place.champion() == champion, "it knows less; that is for a person to decide"
+    for skill, message in [("beta", "has no skill 'beta'"), ("delta", "it has alpha, gamma")]:
+        with pytest.raises(BadInput, match=message):
+            curriculum_without(home, "demo", skill)
+    with pytest.raises(BadInput, match="has learned no curriculum named 'nobody'"):
+        curriculum_without(home, "nobody", "alpha")
+
+
 def test_without_forward_transfer_a_refusal_does_not_doom_the_next_skill(place: Place) -> None:
     """After a refusal the next skill's reference is a model that was not scored on it yet."""
     gate = {"min_gain": 0.0, "max_forgetting": 0.0}
@@ -199,8 +319,6 @@ def test_without_forward_transfer_a_refusal_does_not_doom_the_next_skill(place: 
 
 
 def test_an_altered_model_is_never_taken_for_the_trained_one(place: Place) -> None:
-    from schemas.base import BadInput
-
     place.learn(["delta"])
     [stage] = [
         path

@@ -1,0 +1,38 @@
+"""What the commands share: the home option, opening a home, exit codes."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from schemas.base import BadInput
+from tasks.console import error_console
+from tasks.home import Home
+
+ERROR, USER_ERROR, REFUSED, DISPROVED, INTERRUPTED = 1, 2, 3, 4, 130
+
+HomeOption = Annotated[
+    Path,
+    typer.Option(
+        "--home",
+        envvar="SDFT_HOME",
+        help="Where runs, models and databases lie.",
+        show_default=True,
+    ),
+]
+DEFAULT_HOME = Path(".sdft")
+
+
+def open_home(home: Path) -> Home:
+    """A home that must be there already, ready for use."""
+    if not home.is_dir():
+        raise BadInput(f"{home}: there is no such home; sdft learn makes one")
+    opened = Home(home)
+    opened.activate(offline=True)
+    return opened
+
+
+def fail(message: str, code: int) -> NoReturn:
+    error_console.print(f"error: {message}", style="red", markup=False, soft_wrap=True)
+    sys.exit(code)

@@ -1,0 +1,217 @@
+"""The commands of release owners and auditors: promotion, rollback, ledger, lineage."""
+
+import json
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.options import DEFAULT_HOME, DISPROVED, HomeOption, fail, open_home
+from schemas.base import BadInput, Contract, write_atomically
+from tasks.console import console
+
+app = typer.Typer()
+
+Name = Annotated[str, typer.Argument(help="The registered model, named after its curriculum.")]
+Version = Annotated[str, typer.Argument(help="The version's number.")]
+Reference = Annotated[str, typer.Argument(help="NAME (its champion), NAME@alias or NAME/version.")]
+Expect = Annotated[
+    str | None,
+    typer.Option(help="Only if this version is champion now ('none' for no champion)."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="The document, for programs.")]
+
+
+class Form(StrEnum):
+    """What a lineage can be written as."""
+
+    TREE = "tree"
+    JSON = "json"
+    PAGE = "page"
+    CYCLONEDX = "cyclonedx"
+    OPENLINEAGE = "openlineage"
+
+
+@app.command()
+def promote(
+    name: Name,
+    version: Version,
+    expect: Expect = None,
+    override: Annotated[
+        str, typer.Option(help="Your reason to let in what the gate did not pass; it is kept.")
+    ] = "",
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Make a version the champion; asking again for what is done changes nothing."""
+    opened = open_home(home)
+    from tasks.events import deliver
+    from tasks.promotion import promote as promote_version
+
+    entry = promote_version(opened, name, version, expect, override)
+    console.print(
+        f"champion: [bold]models:/{name}/{version}[/bold], {_signed(entry)}", soft_wrap=True
+    )
+    deliver(opened, name)
+
+
+@app.command()
+def rollback(
+    name: Name,
+    to: Annotated[str | None, typer.Option(help="An earlier champion; default: the last.")] = None,
+    expect: Expect = None,
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Put the champion before this one back; again goes one further back.
+
+    With --expect it can be repeated safely: what is done already is not done again.
+    """
+    opened = open_home(home)
+    from tasks.events import deliver
+    from tasks.promotion import rollback as roll_back
+
+    entry = roll_back(opened, name, to, expect)
+    console.print(
+        f"champion: [bold]models:/{name}/{entry.version}[/bold], {_signed(entry)}", soft_wrap=True
+    )
+    deliver(opened, name)
+
+
+@app.command()
+def reconcile(
+    name: Annotated[str | None, typer.Argument(help="One model; default: all.")] = None,
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Make the registry's aliases what the ledger says, and send the events still owed."""
+    opened = open_home(home)
+    from tasks.events import deliver
+    from tasks.ledger import Ledger
+    from tasks.promotion import reconcile as reconcile_name
+
+    names = [name] if name else sorted({entry.name for entry in Ledger(opened).entries()})
+    for one in names:
+        for line in reconcile_name(opened, one) or [f"{one}: registry and ledger agree"]:
+            console.print(line, markup=False, soft_wrap=True)
+        deliver(opened, one)
+
+
+@app.command()
+def ledger(name: Name, as_json: AsJson = False, home: HomeOption = DEFAULT_HOME) -> None:
+    """Every registration, verdict, promotion and rollback of a model; checks the hash chain."""
+    opened = open_home(home)
+    from flows.show_lineage import show_ledger
+    from sdft.chain import first_break
+    from tasks.ledger import Ledger
+
+    found = Ledger(opened)
+    entries = found.entries(name)
+    if not entries:
+        raise BadInput(f"{name}: is not in the ledger of {opened.root}; see sdft status")
+    if as_json:
+        _print_json(entries)
+    else:
+        show_ledger(name, entries)
+    if broken := first_break(found.entries()):
+        fail(broken, DISPROVED)
+
+
+@app.command()
+def lineage(
+    reference: Reference,
+    form: Annotated[Form, typer.Option("--as", help="Form of the document.")] = Form.TREE,
+    out: Annotated[
+        str | None, typer.Option(help="A file, or for openlineage also an http address.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Make every hash again; exit 4 at the first lie.")
+    ] = False,
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """What is in a version: base model, then every skill with data, settings, code and verdict."""
+    opened = open_home(home)
+    from flows.show_lineage import show_lineage, show_proof
+    from tasks.lineage import read_lineage
+    from tasks.proof import Lie, prove
+
+    proof = None
+    if verify:
+        try:
+            proof = prove(opened, reference)
+        except Lie as lie:
+            fail(str(lie), DISPROVED)
+    story = read_lineage(opened, reference)
+    match form:
+        case Form.TREE:
+            show_lineage(story)
+        case Form.JSON:
+            _write(story.model_dump_json(indent=2), out)
+        case Form.PAGE:
+            from tasks.page import lineage_page
+
+            _write(lineage_page(story), out)
+        case Form.CYCLONEDX:
+            from tasks.mlbom import ml_bom
+
+            _write(ml_bom(story), out)
+        case Form.OPENLINEAGE:
+            from tasks.openlineage_events import send
+
+            if out is None:
+                raise BadInput("--as openlineage needs --out: a file or an http address")
+            console.print(f"{send(story, out)} events to {out}", markup=False)
+    if proof is not None and (form is Form.TREE or out is not None):
+        show_proof(proof)
+
+
+@app.command()
+def trace(
+    wanted: Annotated[
+        str,
+        typer.Argument(help="A skill, or the hash (8+ digits) of a data row, data set or model."),
+    ],
+    as_json: AsJson = False,
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Which versions hold a skill, or what a hash names."""
+    opened = open_home(home)
+    from flows.show_lineage import show_traces
+    from tasks.lineage import trace as find
+
+    traces = find(opened, wanted)
+    if as_json:
+        _print_json(traces)
+    else:
+        show_traces(wanted, traces)
+
+
+@app.command()
+def diff(
+    before: Reference, after: Reference, as_json: AsJson = False, home: HomeOption = DEFAULT_HOME
+) -> None:
+    """What changed from one version to another: skills, data rows, settings, scores."""
+    opened = open_home(home)
+    from flows.show_lineage import show_diff
+    from tasks.lineage import diff_versions
+
+    found = diff_versions(opened, before, after)
+    if as_json:
+        print(found.model_dump_json(indent=2))
+    else:
+        show_diff(found)
+
+
+def _signed(entry: object) -> str:
+    seq, who, time = (getattr(entry, field) for field in ("seq", "who", "time"))
+    return f"ledger entry {seq} by {who}, {time}"
+
+
+def _write(text: str, out: str | None) -> None:
+    if out is None:
+        print(text)
+    else:
+        write_atomically(Path(out), text + "\n")
+
+
+def _print_json(documents: Sequence[Contract]) -> None:
+    print(json.dumps([one.model_dump(mode="json") for one in documents], indent=2))

@@ -1,0 +1,130 @@
+"""Ledger, lineage, traces and differences for people in a terminal."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.table import Table
+from rich.tree import Tree
+
+from schemas.ledger import Entry
+from schemas.lineage import Lineage, LineageDiff, LineageStage, Trace
+from tasks.console import console
+
+if TYPE_CHECKING:  # showing a ledger must not cost the import of MLflow
+    from tasks.proof import Proof
+
+STYLES = {"promoted": "green", "rolled back": "yellow", "refused": "red", "overridden": "magenta"}
+
+
+def show_lineage(lineage: Lineage) -> None:
+    """A tree: the base model, and every stage in order with what it was made from."""
+    aliases = f" ({', '.join(lineage.aliases)})" if lineage.aliases else ""
+    tree = Tree(f"[bold]{lineage.name}/{lineage.version}[/bold]{aliases}")
+    tree.add(f"base  {escape(lineage.base_path)}  [dim]{lineage.base_hash[:12]}[/dim]")
+    for stage in lineage.stages:
+        _add_stage(tree, stage)
+    console.print(tree)
+
+
+def _add_stage(tree: Tree, stage: LineageStage) -> None:
+    data, made = stage.data, stage.environment
+    node = tree.add(
+        f"[bold]{stage.stage} {stage.skill}[/bold]  version {stage.version}, "
+        f"model [dim]{stage.model_hash[:12]}[/dim], on {stage.parent_version or 'base'}"
+    )
+    left_out = f", {data.quarantined} left out" if data.quarantined else ""
+    node.add(
+        f"data      {data.rows} rows{left_out} [dim]{data.data_hash[:12]}[/dim], "
+        f"{data.rules_met} of {data.rules} rules met, from {escape(data.source)}"
+    )
+    chosen = ("method", "learning_rate", "epochs", "prompts_per_step", "teacher", "seed")
+    settings = ", ".join(f"{name} {stage.settings[name]}" for name in chosen)
+    node.add(f"settings  {settings}")
+    libraries = f"torch {made.get('torch', '?')}, transformers {made.get('transformers', '?')}"
+    node.add(f"made by   {stage.code_version}, {libraries} on {made.get('device', '?')}")
+    node.add(f"training  {stage.steps} steps in {stage.train_seconds:.0f} s")
+    node.add(f"run       {escape(stage.run_link)}")
+    scores = "  ".join(f"{suite} {score:.2f}" for suite, score in stage.scores.items())
+    node.add(f"scores    {scores}")
+    for entry in stage.history:
+        if entry.kind != "registered":
+            node.add(_line(entry))
+
+
+def _line(entry: Entry) -> str:
+    style = STYLES.get(entry.kind, "")
+    word = f"verdict {entry.decision}" if entry.kind == "verdict" else entry.kind
+    shown = f"[{style}]{word}[/]" if style else word
+    reason = f": {escape(entry.reason)}" if entry.reason else ""
+    return f"{shown} [dim]{entry.time[:19]} by {escape(entry.who)}[/dim]{reason}"
+
+
+def show_proof(proof: "Proof") -> None:
+    """What `--verify` has proven."""
+    base = "" if proof.base_checked else "; the base model is not at hand here and was not hashed"
+    console.print(
+        f"[green]proven[/]: {proof.stages} stages, {proof.files} files "
+        f"({proof.size_bytes / 1e6:.1f} MB), a chain of {proof.entries} ledger entries{base}"
+    )
+
+
+def show_ledger(name: str, entries: Sequence[Entry]) -> None:
+    """One line an entry, oldest first."""
+    table = Table(title=f"ledger of {name}", title_justify="left", box=None, padding=(0, 1, 0, 0))
+    for column in ("entry", "time (UTC)", "what", "v.", "was", "skill", "who", "reason"):
+        table.add_column(column, no_wrap=column != "reason")
+    for entry in entries:
+        what = f"verdict {entry.decision}" if entry.kind == "verdict" else entry.kind
+        table.add_row(
+            str(entry.seq),
+            entry.time[:19],
+            what,
+            entry.version or "",
+            (entry.expected or "none") if entry.epoch else "",
+            entry.skill or "",
+            escape(f"{entry.who}@{entry.host}"),
+            escape(entry.reason),
+            style=STYLES.get(entry.kind, ""),
+        )
+    console.print(table)
+
+
+def show_traces(wanted: str, traces: Sequence[Trace]) -> None:
+    """One line a version that holds what was looked for."""
+    if not traces:
+        console.print(f"no version holds {wanted}", markup=False)
+        return
+    table = Table(title=f"versions that hold {wanted}", title_justify="left", box=None)
+    for column in ("version", "aliases", "through", "found"):
+        table.add_column(column)
+    for one in traces:
+        came = f"{one.skill}, learned by version {one.came_with}"
+        aliases = ", ".join(one.aliases)
+        style = "bold" if one.aliases else ""
+        table.add_row(f"{one.name}/{one.version}", aliases, came, one.found, style=style)
+    console.print(table)
+
+
+def show_diff(found: LineageDiff) -> None:
+    """What changed, a line a change."""
+    console.print(f"[bold]{found.before}[/bold] -> [bold]{found.after}[/bold]")
+    if found.base_changed:
+        console.print("base model changed", style="yellow")
+    for skill in found.skills_added:
+        console.print(f"+ skill {skill}", style="green")
+    for skill in found.skills_removed:
+        console.print(f"- skill {skill}", style="red")
+    for change in found.skills_changed:
+        console.print(
+            f"~ skill {change.skill}: {len(change.rows_added)} data rows added, "
+            f"{len(change.rows_removed)} removed"
+        )
+        for sign, rows in (("+", change.rows_added), ("-", change.rows_removed)):
+            for row in rows:
+                console.print(f"    {sign} row {row[:16]}")
+        for name, setting in change.settings.items():
+            shown = f"    {name}: {setting.before} -> {setting.after}"
+            console.print(shown, markup=False)
+    for suite, change in found.scores.items():
+        console.print(f"  {suite:<20} {change:+.3f}", style="" if change >= 0 else "red")

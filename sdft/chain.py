@@ -1,0 +1,73 @@
+"""The ledger read as a whole: is the chain unbroken, who is and was champion. Pure functions."""
+
+from collections.abc import Iterable, Sequence
+
+from schemas.ledger import GENESIS, Champion, Draft, Entry, Kind
+
+
+def first_break(entries: Sequence[Entry]) -> str | None:
+    """Where and how the chain is broken, or None when every entry is as it was written."""
+    previous = GENESIS
+    for place, entry in enumerate(entries, 1):
+        if entry.seq != place:
+            return f"ledger entry {place}: is missing (the next one there is {entry.seq})"
+        if entry.hash != entry.sealed:
+            return f"ledger entry {place}: was altered; its hash is not that of its content"
+        if entry.previous != previous:
+            return f"ledger entry {place}: does not follow entry {place - 1}, which was replaced"
+        previous = entry.hash
+    return None
+
+
+def champion(entries: Iterable[Entry]) -> Champion:
+    """The champion after one name's entries."""
+    state = Champion()
+    for entry in entries:
+        if entry.epoch is not None:
+            state = Champion(version=entry.version, epoch=entry.epoch)
+    return state
+
+
+def champions(entries: Iterable[Entry]) -> list[str]:
+    """One name's champions, oldest first, as far as they were not rolled back; the last one rules.
+
+    A rollback to a version further down takes away all above it, so rolling back again goes one
+    further. A rollback to a version that never was champion puts it on top.
+    """
+    stack: list[str] = []
+    for entry in entries:
+        if entry.epoch is None or entry.version is None:
+            continue
+        if entry.kind == "rolled back" and entry.version in stack:
+            del stack[stack.index(entry.version) + 1 :]
+        else:
+            stack.append(entry.version)
+    return stack
+
+
+def newest(entries: Iterable[Entry], version: str | None, *kinds: str) -> Entry | None:
+    """The last entry of these kinds about a version."""
+    found = [one for one in entries if one.version == version and one.kind in kinds]
+    return found[-1] if found else None
+
+
+def ancestry(entries: Iterable[Entry], version: str | None) -> list[Entry]:
+    """The registrations from the first stage to a version, by parents; empty for the base model."""
+    registered = {one.version: one for one in entries if one.kind == "registered"}
+    line: list[Entry] = []
+    while version is not None:
+        line.append(registered[version])
+        version = registered[version].parent_version
+    return line[::-1]
+
+
+def skills_of(entries: Iterable[Entry], version: str | None) -> set[str]:
+    """The skills that a version was given."""
+    return {one.skill for one in ancestry(entries, version) if one.skill is not None}
+
+
+def about(registration: Draft, kind: Kind, verdict_hash: str | None, decision: str | None) -> Draft:
+    """An entry about a registered version: its identity and hashes, and its verdict's."""
+    fields = {field: getattr(registration, field) for field in Draft.model_fields}
+    own = {"kind": kind, "reason": "", "verdict_hash": verdict_hash, "decision": decision}
+    return Draft.model_validate(fields | own)

@@ -1,0 +1,114 @@
+"""Events out: promotions, rollbacks and refusals, sent from the ledger at least once, in order.
+
+Each consumer has its cursor in the ledger's database: what was not taken is sent again by the next
+`learn`, `promote`, `rollback` or `reconcile`. An event's id is its entry's hash, so that whoever
+gets it twice can tell.
+"""
+
+import hashlib
+import hmac
+import os
+import uuid
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+import httpx
+from prefect import task
+
+from schemas.digest import canonical_json
+from schemas.ledger import Entry
+from tasks.console import say
+from tasks.home import WEBHOOK_SECRET, WEBHOOK_URL, Home
+from tasks.ledger import Ledger
+
+SENT_KINDS = ("promoted", "rolled back", "refused")
+TIMEOUT_S = 10.0
+
+
+@task(task_run_name="send-events-{name}")
+def send_events(name: str, home_dir: str) -> None:
+    """Send what is owed, from inside a flow, where Prefect's API is always there."""
+    deliver(Home(home_dir), name, in_flow=True)
+
+
+def deliver(home: Home, name: str, in_flow: bool = False) -> None:
+    """Send a name's entries to every consumer there is, from its cursor on.
+
+    The webhook is used where SDFT_WEBHOOK_URL is set, Prefect's events inside a flow or where
+    PREFECT_API_URL is set. A consumer that does not answer is said and keeps its place; nothing
+    else is held up by it.
+    """
+    ledger = Ledger(home)
+    if url := os.environ.get(WEBHOOK_URL):
+        _send(ledger, name, f"webhook {urlsplit(url).hostname}", lambda entry: _post(url, entry))
+    if in_flow or os.environ.get("PREFECT_API_URL"):
+        _send(ledger, name, "prefect", _emit)
+
+
+def _send(ledger: Ledger, name: str, consumer: str, send: Callable[[Entry], object]) -> None:
+    place = ledger.cursor(consumer, name)
+    for entry in ledger.entries(name):
+        if entry.seq <= place:
+            continue
+        if entry.kind in SENT_KINDS:
+            try:
+                send(entry)
+            except httpx.HTTPError as error:
+                say(
+                    "events",
+                    name,
+                    f"{consumer} did not take entry {entry.seq} ({_why(error)}); sdft reconcile "
+                    "sends it again",
+                    "yellow",
+                )
+                return
+        ledger.advance(consumer, name, entry.seq)
+
+
+def _why(error: httpx.HTTPError) -> str:
+    """What went wrong, without the address: it may hold a secret."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return f"it answered {error.response.status_code}"
+    return type(error).__name__
+
+
+def event_name(entry: Entry) -> str:
+    """Such as sdft.promoted or sdft.rolled-back."""
+    return f"sdft.{entry.kind.replace(' ', '-')}"
+
+
+def _post(url: str, entry: Entry) -> None:
+    body = canonical_json({"event": event_name(entry), "entry": entry.model_dump()}).encode()
+    headers = {
+        "Content-Type": "application/json",
+        "X-Sdft-Event": event_name(entry),
+        "X-Sdft-Delivery": entry.hash,
+        "X-Sdft-Signature": f"sha256={signature(os.environ[WEBHOOK_SECRET], body)}",
+    }
+    httpx.post(url, content=body, headers=headers, timeout=TIMEOUT_S).raise_for_status()
+
+
+def signature(secret: str, body: bytes) -> str:
+    """HMAC-SHA256 of an event's body, as 64 hex digits."""
+    return hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()
+
+
+def _emit(entry: Entry) -> None:
+    """Over the REST interface, which says whether the event was taken; `emit_event` does not."""
+    from prefect.client.orchestration import get_client
+    from prefect.events import Event, Resource
+
+    event = Event(
+        id=uuid.uuid5(uuid.NAMESPACE_OID, entry.hash),
+        event=event_name(entry),
+        resource=Resource(
+            {
+                "prefect.resource.id": f"sdft.model.{entry.name}",
+                "prefect.resource.name": entry.name,
+                "sdft.version": entry.version or "",
+            }
+        ),
+        payload=entry.model_dump(),
+    )
+    with get_client(sync_client=True) as client:
+        client.request("POST", "/events", json=[event.model_dump(mode="json")])

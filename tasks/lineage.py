@@ -1,0 +1,194 @@
+"""The lineage of a version, read from registry, runs and ledger; and what can be asked of it."""
+
+import json
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from schemas.base import BadInput
+from schemas.ledger import Entry
+from schemas.lineage import DataFacts, Lineage, LineageDiff, LineageStage, Trace
+from schemas.stage import StageRecord
+from sdft import lineage as compare
+from sdft.chain import ancestry, newest
+from sdft.record import RECORD
+from tasks.home import Home
+from tasks.ledger import Ledger
+from tasks.packages import Registered, open_registered, run_file
+from tasks.promotion import CHAMPION, wanted_aliases
+from tasks.tracking import open_client
+from tasks.validation import Snapshot
+
+SHORTEST_HASH = 8
+
+
+def find_version(home: Home, reference: str) -> tuple[str, str]:
+    """Name and version of `NAME` (its champion), `NAME@alias` or `NAME/version`, by the ledger.
+
+    Raises BadInput where there is none.
+    """
+    match = re.fullmatch(r"([^@/]+)(?:@([^@/]+)|/(\d+))?", reference)
+    if match is None:
+        raise BadInput(f"{reference!r}: write NAME, NAME@alias or NAME/version")
+    name, alias, version = match.groups()
+    entries = Ledger(home).entries(name)
+    if not entries:
+        raise BadInput(f"{name}: is not in the ledger of {home.root}; see sdft status")
+    if version is not None:
+        if newest(entries, version, "registered") is None:
+            raise BadInput(f"{name}/{version}: is not in the ledger; see sdft status")
+        return name, version
+    aliases = wanted_aliases(entries)
+    wanted = alias or CHAMPION
+    if wanted not in aliases:
+        raise BadInput(f"{name}@{wanted}: the aliases are {' and '.join(aliases)}")
+    if (found := aliases[wanted]) is None:
+        raise BadInput(f"{name}: has no {wanted}")
+    return name, found
+
+
+def read_lineage(home: Home, reference: str) -> Lineage:
+    """The whole story of a version; nothing in it is proven yet (see `tasks.proof`)."""
+    name, version = find_version(home, reference)
+    entries, client = Ledger(home).entries(name), open_client(home)
+    line = [open_registered(client, one) for one in ancestry(entries, version)]
+    stages = tuple(_stage(home, entries, one, number) for number, one in enumerate(line, 1))
+    first = StageRecord.read(line[0].file(RECORD))
+    return Lineage(
+        name=name,
+        version=version,
+        aliases=_aliases(entries, version),
+        base_path=first.spec.parent_dir,
+        base_hash=first.spec.parent_hash,
+        stages=stages,
+    )
+
+
+def _aliases(entries: list[Entry], version: str) -> tuple[str, ...]:
+    return tuple(alias for alias, at in wanted_aliases(entries).items() if at == version)
+
+
+def _stage(home: Home, entries: list[Entry], registered: Registered, number: int) -> LineageStage:
+    run, version = registered.run, registered.entry.version or ""
+    record = StageRecord.read(registered.file(RECORD))
+    verdict = newest(entries, version, "verdict")
+    return LineageStage(
+        version=version,
+        stage=number,
+        skill=record.spec.skill,
+        parent_version=registered.entry.parent_version,
+        parent_hash=record.spec.parent_hash,
+        model_hash=record.model_hash,
+        stage_key=record.key,
+        files=record.files,
+        data=_data(registered.file(f"validation/{record.spec.skill}/train")),
+        settings=record.spec.training.model_dump(mode="json") | {"seed": record.spec.seed},
+        steps=record.steps,
+        train_seconds=record.train_seconds,
+        code_version=record.code_version,
+        environment=record.environment,
+        run_id=run.info.run_id,
+        run_link=_link(home, run),
+        started=_iso(run.info.start_time),
+        ended=_iso(run.info.end_time),
+        scores={
+            name.removeprefix("eval/"): value
+            for name, value in run.data.metrics.items()
+            if name.startswith("eval/")
+        },
+        decision=(verdict and verdict.decision) or "none",
+        history=tuple(one for one in entries if one.version == version),
+    )
+
+
+def _data(folder: Path) -> DataFacts:
+    snapshot = Snapshot.read(folder / "snapshot.json")
+    statistics = json.loads((folder / "result.json").read_text(encoding="utf-8"))["statistics"]
+    return DataFacts(
+        source=snapshot.source,
+        rows=snapshot.rows,
+        quarantined=snapshot.quarantined,
+        data_hash=snapshot.data_hash,
+        rules=statistics["evaluated_expectations"],
+        rules_met=statistics["successful_expectations"],
+    )
+
+
+def _link(home: Home, run: Run) -> str:
+    uri = home.tracking_uri
+    if uri.startswith("http"):
+        return f"{uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    return f"{uri}#{run.info.run_id}"
+
+
+def _iso(milliseconds: int | None) -> str:
+    return datetime.fromtimestamp((milliseconds or 0) / 1000, UTC).isoformat()
+
+
+def row_hashes(run: Run, skill: str) -> list[str]:
+    """The hashes of a stage's demonstrations, in order."""
+    file = run_file(run, f"validation/{skill}/train/rows.parquet")
+    return pq.read_table(file, columns=["row_hash"]).column("row_hash").to_pylist()
+
+
+def diff_versions(home: Home, before: str, after: str) -> LineageDiff:
+    """What changed from one version to another: skills, rows, settings, scores."""
+    client = open_client(home)
+    sides = (read_lineage(home, before), read_lineage(home, after))
+    rows = {
+        stage.data.data_hash: row_hashes(client.get_run(stage.run_id), stage.skill)
+        for side in sides
+        for stage in side.stages
+    }
+    return compare.diff(*sides, rows)
+
+
+def trace(home: Home, wanted: str) -> list[Trace]:
+    """Every version, of every name, that holds a skill, or what a hash names.
+
+    `wanted` is a skill's name, or the hash (from 8 digits on) of a data row, a data set, a stage or
+    a model. Raises BadInput for a hash that is too short.
+    """
+    client, ledger = open_client(home), Ledger(home)
+    everything = ledger.entries()
+    registered = [one for one in everything if one.kind == "registered"]
+    by_skill = any(one.skill == wanted for one in registered)
+    if not by_skill and not re.fullmatch(rf"[0-9a-f]{{{SHORTEST_HASH},64}}", wanted):
+        raise BadInput(
+            f"{wanted!r}: is neither a skill that was learned nor {SHORTEST_HASH} to 64 digits of "
+            "a hash"
+        )
+    holds = {one.hash: _what(client, one, wanted, by_skill=by_skill) for one in registered}
+    traces: list[Trace] = []
+    for one in registered:
+        entries = [entry for entry in everything if entry.name == one.name]
+        version = one.version or ""
+        traces += [
+            Trace(
+                name=one.name,
+                version=version,
+                skill=origin.skill or "",
+                came_with=origin.version or "",
+                found=found,
+                aliases=_aliases(entries, version),
+            )
+            for origin in ancestry(entries, version)
+            if (found := holds[origin.hash])
+        ]
+    return traces
+
+
+def _what(client: MlflowClient, registered: Entry, wanted: str, by_skill: bool) -> str:
+    """What of a stage is meant by `wanted`; empty for nothing."""
+    if by_skill:
+        return "skill" if registered.skill == wanted else ""
+    for what in ("data_hash", "stage_key", "model_hash", "package_hash"):
+        if (getattr(registered, what) or "").startswith(wanted):
+            return what.replace("_", " ")
+    hashes = row_hashes(open_registered(client, registered).run, registered.skill or "")
+    numbers = [number for number, one in enumerate(hashes, 1) if one.startswith(wanted)]
+    return f"row {', '.join(map(str, numbers))}" if numbers else ""

@@ -1,0 +1,164 @@
+"""What a registered version rests on, as files with a manifest that the ledger holds the hash of.
+
+The package is the model as `mlflow.transformers` saves it; the evidence is what its run keeps of
+how it was made. Artifacts are read in place where they are local, otherwise downloaded.
+"""
+
+import functools
+import logging
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.entities.model_registry import ModelVersion
+
+from schemas.base import BadInput, Contract
+from schemas.digest import digest_file
+from schemas.ledger import Entry
+from schemas.stage import FileDigest
+from sdft.modelfiles import model_files, model_hash
+from sdft.record import RECORD
+from sdft.stagelog import METRICS
+
+PACKAGE, EVIDENCE = "package.json", "evidence.json"
+"""Manifests, artifacts of the stage's run."""
+MLFLOWS_OWN = "registered_model_meta"
+"""MLflow writes this beside a package that it hands out, even in place."""
+_EVIDENCE_PATHS = (RECORD, METRICS, "validation")
+
+
+class Manifest(Contract):
+    """Files with their hashes; the ledger holds the hash of it all."""
+
+    files: tuple[FileDigest, ...]
+
+    @property
+    def hash(self) -> str:
+        return model_hash(self.files)
+
+
+def save_package(model_dir: Path, target: Path) -> None:
+    """Save a model directory for `mlflow.transformers.load_model`, in safetensors only."""
+    import mlflow.transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    # There is no hub to ask about a model that was made here, and its requirements are known.
+    for quiet in ("mlflow.transformers", "huggingface_hub", "mlflow.utils.environment"):
+        logging.getLogger(quiet).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mlflow.transformers.save_model(
+            {
+                "model": AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto"),
+                "tokenizer": AutoTokenizer.from_pretrained(model_dir),
+            },
+            path=str(target),
+            task="llm/v1/chat",
+            pip_requirements=["transformers", "torch"],
+        )
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A registered version, and the run that made it, as the registry gives them back."""
+
+    entry: Entry
+    version: ModelVersion
+    run: Run
+
+    @property
+    def label(self) -> str:
+        return f"{self.entry.name}/{self.entry.version}"
+
+    def file(self, path: str) -> Path:
+        """A file or folder among the artifacts of the run."""
+        return run_file(self.run, path)
+
+
+def open_registered(client: MlflowClient, entry: Entry) -> Registered:
+    """The version that a `registered` entry is about."""
+    version = client.get_model_version(entry.name, entry.version or "")
+    return Registered(entry, version, client.get_run(version.run_id or ""))
+
+
+def run_file(run: Run, path: str) -> Path:
+    """A file or folder among the artifacts of a run."""
+    return local_copy(f"{run.info.artifact_uri}/{path}")
+
+
+def local_copy(uri: str) -> Path:
+    """An artifact in place where the store is a folder, otherwise downloaded until we end."""
+    local = uri.startswith(("file:", "/"))
+    target = None if local else tempfile.mkdtemp(dir=_downloads().name)
+    return Path(mlflow.artifacts.download_artifacts(uri, dst_path=target))
+
+
+@functools.cache
+def _downloads() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="sdft-")
+
+
+def package_of(version: ModelVersion) -> tuple[Path, Manifest]:
+    """A version's package, as the registry gives it back."""
+    place = local_copy(version.source or "")
+    files = [one for one in model_files(place) if one.path != MLFLOWS_OWN]
+    return place, Manifest(files=tuple(files))
+
+
+def evidence_of(run: Run) -> tuple[Path, Manifest]:
+    """Record, metrics, data and validation of a stage, as its run gives them back."""
+    found: list[FileDigest] = []
+    for path in _EVIDENCE_PATHS:
+        place = run_file(run, path)
+        if place.is_file():
+            size = place.stat().st_size
+            found.append(FileDigest(path=path, size_bytes=size, sha256=digest_file(place)))
+        else:
+            found += [
+                one.model_copy(update={"path": f"{path}/{one.path}"}) for one in model_files(place)
+            ]
+    return run_file(run, RECORD).parent, Manifest(files=tuple(found))
+
+
+def log_manifest(client: MlflowClient, run_id: str, name: str, manifest: Manifest) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        manifest.write(path)
+        client.log_artifact(run_id, str(path))
+
+
+def check_package(registered: Registered) -> Manifest:
+    """Prove that a version's package is the one that was registered.
+
+    Raises BadInput with the first file that is not.
+    """
+    place, now = package_of(registered.version)
+    return _check(registered, PACKAGE, registered.entry.package_hash, place, now)
+
+
+def check_evidence(registered: Registered) -> Manifest:
+    """Prove that what a version's run keeps of its making is what was registered."""
+    place, now = evidence_of(registered.run)
+    return _check(registered, EVIDENCE, registered.entry.evidence_hash, place, now)
+
+
+def _check(
+    registered: Registered, name: str, expected: str | None, place: Path, now: Manifest
+) -> Manifest:
+    label = registered.label
+    manifest = Manifest.read(registered.file(name))
+    if manifest.hash != expected or manifest.text != registered.file(name).read_text("utf-8"):
+        raise BadInput(f"{label}: {registered.file(name)} is not the one that was registered")
+    there = {file.path: file for file in now.files}
+    for file in manifest.files:
+        if there.pop(file.path, None) != file:
+            raise BadInput(f"{label}: {place / file.path} is not as it was registered")
+    if there:
+        raise BadInput(f"{label}: {place / min(there)} was added after it was registered")
+    return manifest

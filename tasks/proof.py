@@ -1,0 +1,144 @@
+"""Proving a lineage: every hash in it is made again from the files and compared.
+
+What is proven rests on the ledger: its chain ties every entry to the one before, an entry ties
+record, data, package and verdict of a version, and the record ties the weights to their parent.
+"""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from schemas.base import BadInput, Contract
+from schemas.digest import digest_file
+from schemas.ledger import Entry
+from schemas.results import Verdict
+from schemas.stage import StageRecord
+from sdft.chain import ancestry, first_break
+from sdft.data import rehash
+from sdft.modelfiles import model_files, model_hash
+from sdft.record import RECORD
+from tasks.gating import verdict_file
+from tasks.home import Home
+from tasks.ledger import Ledger
+from tasks.lineage import find_version
+from tasks.packages import Manifest, Registered, check_evidence, check_package, open_registered
+from tasks.promotion import LEDGER_HEAD, drift
+from tasks.tracking import STAGE_KEY, VERDICT_TAG, open_client
+
+
+class Lie(Exception):
+    """Something is not as it was written down; the message names it."""
+
+
+class Proof(Contract):
+    """What was proven of a version."""
+
+    name: str
+    version: str
+    entries: int
+    stages: int
+    files: int
+    size_bytes: int
+    base_checked: bool
+    """Whether the base model's directory is at hand here."""
+
+
+def prove(home: Home, reference: str) -> Proof:
+    """Prove a version's lineage from the base model on.
+
+    Raises Lie at the first thing that is not as it was written down.
+    """
+    ledger, client = Ledger(home), open_client(home)
+    everything = ledger.entries()
+    if broken := first_break(everything):
+        raise Lie(broken)
+    name, version = find_version(home, reference)
+    entries = [one for one in everything if one.name == name]
+    line = ancestry(entries, version)
+    manifests: list[Manifest] = []
+    records: list[StageRecord] = []
+    try:
+        _check_registry(client, name, entries)
+        for entry in line:
+            registered = open_registered(client, entry)
+            manifests += [check_evidence(registered), check_package(registered)]
+            records.append(_check_stage(home, registered, records[-1] if records else None))
+            _check_verdicts(registered, entries)
+    except (BadInput, MlflowException, OSError) as error:  # altered, or gone
+        raise Lie(str(error)) from None
+    base = records[0].spec
+    base_checked = Path(base.parent_dir).is_dir()
+    if base_checked and model_hash(model_files(Path(base.parent_dir))) != base.parent_hash:
+        raise Lie(f"{base.parent_dir}: is not the base model that {name} was trained from")
+    files = [file for manifest in manifests for file in manifest.files]
+    return Proof(
+        name=name,
+        version=version,
+        entries=len(everything),
+        stages=len(line),
+        files=len(files),
+        size_bytes=sum(file.size_bytes for file in files),
+        base_checked=base_checked,
+    )
+
+
+def _check_registry(client: MlflowClient, name: str, entries: list[Entry]) -> None:
+    """The registry's aliases and its note of the ledger's head are what the ledger says."""
+    if differs := drift(client, name, entries):
+        raise Lie(differs[0])
+    head = client.get_registered_model(name).tags.get(LEDGER_HEAD, "")
+    if head not in {f"{one.seq}:{one.hash}" for one in entries}:
+        raise Lie(f"{name}: the registry knows the ledger's entry {head}, which is not there")
+
+
+def _check_stage(home: Home, registered: Registered, parent: StageRecord | None) -> StageRecord:
+    """Record, data, weights and tags of one version agree with each other and with the ledger."""
+    label, entry, version = registered.label, registered.entry, registered.version
+    record = StageRecord.read(registered.file(RECORD))
+    rows = registered.file(f"validation/{record.spec.skill}/train/rows.parquet")
+    claims = {
+        "stage key": (record.spec.key, entry.stage_key),
+        "data": (rehash(pq.read_table(rows)), entry.data_hash),
+        "data of the record": (record.spec.data_hash, entry.data_hash),
+        "weights": (model_hash(record.files), entry.model_hash),
+        "skill": (record.spec.skill, entry.skill),
+        "tag of the stage key": (version.tags.get(STAGE_KEY), entry.stage_key),
+        "tag of the skill": (version.tags.get("sdft.skill"), entry.skill),
+        "tag of the data": (version.tags.get("sdft.data_hash"), entry.data_hash),
+        "tag of the weights": (version.tags.get("sdft.model_hash"), entry.model_hash),
+        "tag of the parent": (
+            version.tags.get("sdft.parent_version"),
+            entry.parent_version or "base",
+        ),
+    }
+    if parent is not None:
+        claims["parent's weights"] = (record.spec.parent_hash, parent.model_hash)
+    for what, (found, written) in claims.items():
+        if found != written:
+            raise Lie(f"{label}: {what}: found {found}, written down {written}")
+    trained = home.stages / record.key[:32] / "model"
+    if trained.is_dir() and model_files(trained) != record.files:
+        raise Lie(f"{label}: {trained} does not hold the weights that were trained")
+    return record
+
+
+def _check_verdicts(registered: Registered, entries: list[Entry]) -> None:
+    """Every verdict on a version, and the answers behind the newest, are there to the byte."""
+    label = registered.label
+    verdicts = [
+        one for one in entries if one.kind == "verdict" and one.version == registered.entry.version
+    ]
+    for entry in verdicts:
+        file = registered.file(verdict_file(entry.verdict_hash or ""))
+        if digest_file(file) != entry.verdict_hash:
+            raise Lie(f"{label}: {file} is not as it was given")
+    newest = verdicts[-1]
+    if registered.version.tags.get(VERDICT_TAG) != newest.decision:
+        raise Lie(f"{label}: tag {VERDICT_TAG} is not the verdict, {newest.decision}")
+    for one in Verdict.read(registered.file(verdict_file(newest.verdict_hash or ""))).judgements:
+        if one.candidate_cell is not None:
+            items = registered.file(f"evaluation/{one.suite}/items.parquet")
+            if digest_file(items) != one.candidate_cell.items_sha256:
+                raise Lie(f"{label}: {items} is not what the verdict was given on")

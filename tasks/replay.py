@@ -1,0 +1,27 @@
+"""Taking a skill out: the newest curriculum of a name, without it, as a file of its own."""
+
+from pathlib import Path
+
+import yaml
+
+from schemas.base import BadInput, write_atomically
+from tasks.home import Home
+from tasks.reporting import latest_curriculum
+
+
+def curriculum_without(home: Home, name: str, skill: str) -> Path:
+    """The curriculum file to learn; raises BadInput where there is no such curriculum or skill."""
+    found = latest_curriculum(home, name)
+    if found is None:
+        raise BadInput(f"{home.root}: has learned no curriculum named {name!r}; see sdft status")
+    names = [one.name for one in found.skills]
+    if skill not in names:
+        raise BadInput(f"{name}: has no skill {skill!r}; it has {', '.join(names)}")
+    if len(names) == 1:
+        raise BadInput(f"{name}: {skill} is its only skill; without it the base model is left")
+    kept = tuple(one for one in found.skills if one.name != skill)
+    left = found.model_copy(update={"skills": kept}).model_dump(mode="json")
+    home.curricula.mkdir(exist_ok=True)
+    path = home.curricula / f"{name}-with-{'-'.join(one.name for one in kept)}.yaml"
+    write_atomically(path, yaml.safe_dump(left, sort_keys=False, allow_unicode=True))
+    return path

@@ -1,0 +1,193 @@
+"""Promotion and rollback on a real registry: races, pauses, crashes, repetitions, drift."""
+
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from racer import GAPS, promote_and_signal, race
+from registry_home import RegistryHome
+
+from schemas.base import BadInput
+from sdft.chain import first_break
+from tasks.ledger import Ledger
+from tasks.promotion import alias_version, drift, promote, reconcile, rollback
+
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
+SPAWN = multiprocessing.get_context("spawn")
+ROUNDS = 200
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> RegistryHome:
+    """Three versions, the third of them champion."""
+    place = RegistryHome(tmp_path)
+    assert place.line(["a", "b", "c"]) == ["1", "2", "3"]
+    return place
+
+
+def aliases(demo: RegistryHome) -> tuple[str | None, str | None]:
+    return tuple(alias_version(demo.client, "demo", one) for one in ("candidate", "champion"))
+
+
+def kinds(demo: RegistryHome) -> list[str]:
+    return [one.kind for one in Ledger(demo.home).entries("demo")]
+
+
+def test_a_stage_that_passes_is_champion_and_the_ledger_says_why(demo: RegistryHome) -> None:
+    assert aliases(demo) == ("3", "3")
+    assert kinds(demo) == ["registered", "verdict", "promoted"] * 3
+    entry = Ledger(demo.home).entries("demo")[-1]
+    assert (entry.version, entry.expected, entry.epoch, entry.decision) == ("3", "2", 3, "pass")
+
+
+def test_registering_again_writes_nothing(demo: RegistryHome) -> None:
+    before = Ledger(demo.home).entries()
+    assert demo.line(["a", "b", "c"]) == ["1", "2", "3"]
+    assert Ledger(demo.home).entries() == before
+
+
+def test_refused_and_undecided_stages_do_not_serve(demo: RegistryHome) -> None:
+    refused = demo.register(demo.grow("bad"), None, "refuse")
+    undecided = demo.register(demo.grow("unsure"), None, "ask")
+    assert aliases(demo) == (undecided, "3")
+    assert kinds(demo)[9:] == ["registered", "verdict", "refused", "registered", "verdict"]
+    for version in (refused, undecided):
+        with pytest.raises(BadInput, match="give the reason with --override"):
+            promote(demo.home, "demo", version)
+    entry = promote(demo.home, "demo", undecided, override="looked at by hand")
+    assert (entry.kind, entry.decision) == ("promoted", "ask")
+    assert kinds(demo)[-2:] == ["overridden", "promoted"]
+    assert Ledger(demo.home).entries("demo")[-2].reason == "looked at by hand"
+
+
+def test_a_candidate_that_knows_less_waits_for_a_person(demo: RegistryHome) -> None:
+    """A curriculum begun anew must not put a one-skill model in the place of a three-skill one."""
+    fewer = demo.register(demo.grow("z"), None)
+    assert aliases(demo) == (fewer, "3")
+    assert promote(demo.home, "demo", fewer).version == fewer
+    assert aliases(demo) == (fewer, fewer)
+
+
+def test_rollback_goes_back_one_by_one_and_can_be_repeated(demo: RegistryHome) -> None:
+    assert rollback(demo.home, "demo", expect="3").version == "2"
+    again = rollback(demo.home, "demo", expect="3")
+    assert again.version == "2", "the same request twice is one rollback"
+    assert kinds(demo).count("rolled back") == 1
+    assert rollback(demo.home, "demo").version == "1"
+    assert aliases(demo) == ("3", "1")
+    with pytest.raises(BadInput, match="no earlier champion"):
+        rollback(demo.home, "demo")
+    assert promote(demo.home, "demo", "3").version == "3"
+    assert rollback(demo.home, "demo", to="2").version == "2"
+
+
+def test_wrong_requests_are_refused_in_words(demo: RegistryHome) -> None:
+    for wrong, message in [
+        (lambda: promote(demo.home, "demo", "9"), "demo/9: is no version in the ledger"),
+        (lambda: promote(demo.home, "nobody", "1"), "nobody/1: is no version"),
+        (lambda: promote(demo.home, "demo", "2", expect="1"), "version 3, not 1 as expected"),
+        (lambda: rollback(demo.home, "demo", expect="2"), "version 3, not 2 as expected"),
+        (lambda: rollback(demo.home, "demo", to="9"), "was never champion"),
+        (lambda: rollback(demo.home, "demo", to="3"), "is the champion already"),
+    ]:
+        with pytest.raises(BadInput, match=message):
+            wrong()
+    assert kinds(demo) == ["registered", "verdict", "promoted"] * 3
+
+
+def test_a_version_whose_files_changed_is_not_let_in(demo: RegistryHome) -> None:
+    [weights] = [
+        path
+        for path in demo.home.artifacts.rglob("model.safetensors")
+        if demo.client.get_model_version("demo", "2").source.removeprefix("file://") in str(path)
+    ]
+    weights.write_text("other weights")
+    with pytest.raises(BadInput, match=r"demo/2: .*model\.safetensors is not as it was registered"):
+        rollback(demo.home, "demo")
+    assert aliases(demo) == ("3", "3")
+
+
+def test_an_alias_moved_by_hand_is_drift_and_put_back(demo: RegistryHome) -> None:
+    demo.client.set_registered_model_alias("demo", "champion", "1")
+    entries = Ledger(demo.home).entries("demo")
+    said = "demo: the alias champion is on version 1, the ledger says 3"
+    assert drift(demo.client, "demo", entries) == [said]
+    assert reconcile(demo.home, "demo") == [f"{said}: moved by hand, put back"]
+    assert aliases(demo) == ("3", "3")
+    assert kinds(demo)[-1] == "repaired"
+    assert reconcile(demo.home, "demo") == []
+
+
+@pytest.mark.parametrize("gap", GAPS)
+def test_a_promotion_killed_in_any_gap_is_finished_or_undone(demo: RegistryHome, gap: str) -> None:
+    child = SPAWN.Process(
+        target=promote_and_signal, args=(demo.home.root, "demo", "1", gap, signal.SIGKILL)
+    )
+    child.start()
+    child.join(120)
+    assert child.exitcode == -signal.SIGKILL
+    champion = Ledger(demo.home).champion("demo").version
+    assert champion == ("3" if gap == "before the ledger" else "1")
+    reconcile(demo.home, "demo")
+    assert aliases(demo) == ("3", champion)
+    assert "repaired" not in kinds(demo), "a crash is not a move by hand"
+    assert promote(demo.home, "demo", "1").version == "1", "the same command goes on"
+    assert kinds(demo).count("promoted") == 4
+
+
+@pytest.mark.parametrize(
+    "gap", ["before the ledger", "between ledger and alias", "before an alias is set"]
+)
+def test_a_paused_promoter_does_no_harm_when_it_wakes(demo: RegistryHome, gap: str) -> None:
+    child = SPAWN.Process(
+        target=promote_and_signal, args=(demo.home.root, "demo", "1", gap, signal.SIGSTOP)
+    )
+    child.start()
+    while not _stopped(child.pid):
+        time.sleep(0.05)
+    promote(demo.home, "demo", "2")
+    os.kill(child.pid, signal.SIGCONT)
+    child.join(120)
+    fenced = gap == "before the ledger"
+    assert (child.exitcode == 1) == fenced, "past its turn before the ledger, it is refused"
+    entries = Ledger(demo.home).entries("demo")
+    assert [one.version for one in entries[9:]] == (["2"] if fenced else ["1", "2"])
+    assert aliases(demo) == ("3", "2"), "and never puts its own version over a later one"
+
+
+def test_racing_promoters_make_exactly_one_champion_a_round(tmp_path: Path) -> None:
+    demo = RegistryHome(tmp_path)
+    versions = [demo.register(demo.grow(f"s{number}"), None) for number in range(8)]
+    promoted = kinds(demo).count("promoted")
+    gate = SPAWN.Barrier(5)
+    racers = [
+        SPAWN.Process(
+            target=race,
+            args=(demo.home.root, "demo", (versions[2 * k], versions[2 * k + 1]), ROUNDS, gate),
+        )
+        for k in range(4)
+    ]
+    for one in racers:
+        one.start()
+    ledger = Ledger(demo.home)
+    for number in range(1, ROUNDS + 1):
+        gate.wait(300)  # they start
+        gate.wait(300)  # they are through
+        entries = ledger.entries("demo")
+        changes = [one for one in entries if one.kind == "promoted"]
+        assert len(changes) == promoted + number, "exactly one champion a round"
+        assert aliases(demo)[1] == changes[-1].version, "alias = ledger"
+        gate.wait(300)
+    for one in racers:
+        one.join(60)
+        assert one.exitcode == 0
+    assert first_break(ledger.entries()) is None
+    epochs = [one.epoch for one in ledger.entries("demo") if one.epoch is not None]
+    assert epochs == list(range(1, len(epochs) + 1)), "no lost entry"
+
+
+def _stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"

@@ -1,0 +1,151 @@
+"""A home with registered versions whose weights are a few bytes: registry and ledger without torch.
+
+Everything but the training is real: runs, artifacts, versions, manifests, verdicts, ledger.
+"""
+
+import shutil
+from pathlib import Path
+
+from conftest import train_rows
+
+from schemas.digest import digest_json
+from schemas.results import Verdict
+from schemas.settings import RuntimeSettings, TrainingSettings
+from schemas.stage import StageRecord, StageSpec
+from sdft.data import data_hash, train_table, write_table
+from sdft.modelfiles import model_files, model_hash
+from sdft.record import RECORD
+from tasks import registration
+from tasks.basemodel import ModelDir
+from tasks.gating import keep_verdict
+from tasks.home import Home
+from tasks.tracking import experiment, log_snapshot, open_client, stage_run
+from tasks.training import TrainedStage
+from tasks.validation import Snapshot
+
+
+class RegistryHome:
+    """Grows versions in a home, one stage on another."""
+
+    def __init__(self, folder: Path, name: str = "demo") -> None:
+        self.name = name
+        self.home = Home(folder / "home")
+        self.home.activate(offline=True)
+        self.client = open_client(self.home)
+        self.base = _weights(folder / "base", "base")
+        registration.save_package = _copy  # the real one needs a model that transformers can open
+
+    def grow(self, skill: str, parent: TrainedStage | None = None, rows: int = 3) -> TrainedStage:
+        """A finished stage with its run, as training leaves it; not registered yet."""
+        stage = parent.stage + 1 if parent else 1
+        base = parent.model if parent else self.base
+        snapshot = self._snapshot(skill, rows)
+        spec = StageSpec(
+            skill=skill,
+            parent_dir=base.path,
+            parent_hash=base.model_hash,
+            train_file=snapshot.file,
+            data_hash=snapshot.data_hash,
+            seed=0,
+            training=TrainingSettings(),
+            runtime=RuntimeSettings(),
+        )
+        directory = self.home.stages / spec.key[:32]
+        model = _weights(directory / "model", spec.key)
+        record = StageRecord(
+            key=spec.key,
+            spec=spec,
+            model_hash=model.model_hash,
+            files=model_files(directory / "model"),
+            steps=1,
+            train_seconds=1.0,
+            peak_memory_bytes=1,
+            code_version="test",
+            environment={"device": "cpu"},
+        )
+        record.write(directory / RECORD)
+        (directory / "metrics.jsonl").write_text("{}\n")
+        run_id = stage_run(
+            self.client, experiment(self.client, self.home, self.name), spec, stage
+        ).info.run_id
+        for file in (RECORD, "metrics.jsonl"):
+            self.client.log_artifact(run_id, str(directory / file))
+        log_snapshot(self.client, run_id, snapshot, "training")
+        self.client.log_metric(run_id, f"eval/{skill}", 0.5)
+        self.client.set_terminated(run_id, "FINISHED")
+        return TrainedStage(
+            stage=stage,
+            skill=skill,
+            key=spec.key,
+            run_id=run_id,
+            directory=str(directory),
+            model=model,
+            parent_hash=base.model_hash,
+            data_hash=snapshot.data_hash,
+            trained_now=True,
+        )
+
+    def register(
+        self, stage: TrainedStage, parent_version: str | None, decision: str = "pass"
+    ) -> str:
+        """Register a stage under a verdict; returns its version."""
+        verdict = make_verdict(stage, decision)
+        keep_verdict(verdict, stage.run_id, self.home)
+        return registration.register_stage.fn(
+            self.name, stage, verdict, parent_version, str(self.home.root)
+        )
+
+    def line(self, skills: list[str]) -> list[str]:
+        """Versions for skills learned one on another; all pass."""
+        parent, version, versions = None, None, []
+        for skill in skills:
+            parent = self.grow(skill, parent)
+            version = self.register(parent, version)
+            versions.append(version)
+        return versions
+
+    def _snapshot(self, skill: str, rows: int) -> Snapshot:
+        directory = self.home.data / f"{skill}-{rows}"
+        directory.mkdir(parents=True, exist_ok=True)
+        table = train_table(train_rows(rows, skill))
+        write_table(table, directory / "rows.parquet")
+        (directory / "result.json").write_text(
+            '{"statistics": {"evaluated_expectations": 2, "successful_expectations": 2}}'
+        )
+        (directory / "docs.html").write_text("<p>fine</p>")
+        snapshot = Snapshot(
+            name=f"{skill}/train",
+            source="train.jsonl",
+            directory=str(directory),
+            file=str(directory / "rows.parquet"),
+            file_sha256="0" * 64,
+            data_hash=data_hash(table),
+            rows=rows,
+            quarantined=0,
+        )
+        snapshot.write(directory / "snapshot.json")
+        return snapshot
+
+
+def make_verdict(stage: TrainedStage, decision: str, note: str = "") -> Verdict:
+    return Verdict(
+        stage=stage.stage,
+        skill=stage.skill + note,
+        decision=decision,
+        candidate_hash=stage.model.model_hash,
+        parent_hash=stage.parent_hash,
+        judgements=(),
+    )
+
+
+def _weights(directory: Path, content: str) -> ModelDir:
+    directory.mkdir(parents=True, exist_ok=True)
+    for file in ("config.json", "model.safetensors"):
+        (directory / file).write_text(f"{file} of {content}\n")
+    model = model_hash(model_files(directory))
+    return ModelDir(path=str(directory), model_hash=model, template_hash=digest_json("t"))
+
+
+def _copy(model_dir: Path, target: Path) -> None:
+    shutil.copytree(model_dir, target / "model")
+    (target / "MLmodel").write_text("flavors: {}\n")

@@ -1,0 +1,137 @@
+"""The ledger: append-only, chained, one change of champion at a time; and what its chain tells."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import text
+from sqlalchemy.exc import DatabaseError
+
+from schemas.ledger import Champion, Draft, Entry
+from sdft.chain import ancestry, champion, champions, first_break, skills_of
+from tasks.home import Home
+from tasks.ledger import Ledger, Raced
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(Home(tmp_path))
+
+
+def registered(version: str, parent: str | None = None, name: str = "demo") -> Draft:
+    return Draft(
+        kind="registered", name=name, version=version, skill=f"s{version}", parent_version=parent
+    )
+
+
+def promoted(version: str, name: str = "demo") -> Draft:
+    return Draft(kind="promoted", name=name, version=version)
+
+
+def test_entries_are_chained_over_all_names(ledger: Ledger) -> None:
+    ledger.append([registered("1"), promoted("1")], Champion())
+    ledger.append([registered("1", name="other")])
+    entries = ledger.entries()
+    assert [one.seq for one in entries] == [1, 2, 3]
+    assert [one.previous for one in entries[1:]] == [one.hash for one in entries[:-1]]
+    assert first_break(entries) is None
+    assert [one.seq for one in ledger.entries("other")] == [3]
+
+
+def test_a_change_of_champion_needs_the_champion_it_expects(ledger: Ledger) -> None:
+    ledger.append([promoted("1")], Champion())
+    assert ledger.champion("demo") == Champion(version="1", epoch=1)
+    with pytest.raises(Raced, match=r"the champion is version 1 \(change 1\), not None"):
+        ledger.append([promoted("2")], Champion())
+    ledger.append([promoted("2")], Champion(version="1", epoch=1))
+    ledger.append([promoted("1")], Champion(version="2", epoch=2))
+    with pytest.raises(Raced):  # the same version again, but an older epoch: fenced
+        ledger.append([promoted("3")], Champion(version="1", epoch=1))
+    assert [one.expected for one in ledger.entries()] == [None, "1", "2"]
+
+
+def test_all_or_none_of_a_call_is_written(ledger: Ledger) -> None:
+    with pytest.raises(Raced):
+        ledger.append([registered("1"), promoted("1")], Champion(version="9", epoch=9))
+    assert ledger.entries() == []
+
+
+@pytest.mark.parametrize(
+    "statement", ["UPDATE ledger SET who = 'nobody' WHERE seq = 1", "DELETE FROM ledger"]
+)
+def test_the_database_refuses_changes(ledger: Ledger, statement: str) -> None:
+    ledger.append([registered("1")])
+    with (
+        pytest.raises(DatabaseError, match="append-only"),
+        ledger.engine.begin() as connection,
+    ):
+        connection.execute(text(statement))
+
+
+def test_a_broken_chain_is_found_and_located(ledger: Ledger) -> None:
+    ledger.append([registered(str(number)) for number in range(1, 6)])
+    entries = ledger.entries()
+    altered = entries[2].model_copy(update={"who": "nobody"})
+    assert "entry 3: was altered" in (first_break([*entries[:2], altered, *entries[3:]]) or "")
+    resealed = altered.model_copy(update={"hash": altered.sealed})
+    assert "entry 4: does not follow entry 3" in (
+        first_break([*entries[:2], resealed, *entries[3:]]) or ""
+    )
+    assert "entry 2: is missing" in (first_break([entries[0], *entries[2:]]) or "")
+
+
+@given(st.data())
+def test_every_changed_field_breaks_the_chain(data: st.DataObject) -> None:
+    entry = entry_of(promoted("1"))
+    field = data.draw(st.sampled_from(sorted(Entry.model_fields)))
+    value = getattr(entry, field)
+    other = value + 1 if isinstance(value, int) else f"{value}x"
+    assert first_break([entry]) is None
+    assert first_break([entry.model_copy(update={field: other})]) is not None
+
+
+def entry_of(draft: Draft) -> Entry:
+    rest = {"time": "t", "who": "me", "host": "h", "code_version": "c", "previous": "0" * 64}
+    place = {"epoch": 1, "seq": 1, "hash": ""}
+    open_entry = Entry.model_validate(draft.model_dump() | rest | place)
+    return open_entry.model_copy(update={"hash": open_entry.sealed})
+
+
+HISTORIES = {
+    "promotions pile up": (["+1", "+2", "+3"], ["1", "2", "3"]),
+    "a rollback takes the top away": (["+1", "+2", "+3", "-2"], ["1", "2"]),
+    "again goes one further": (["+1", "+2", "+3", "-2", "-1"], ["1"]),
+    "a named rollback takes all above away": (["+1", "+2", "+3", "-1"], ["1"]),
+    "after a rollback comes a promotion": (["+1", "+2", "-1", "+3"], ["1", "3"]),
+    "what was rolled back can come back": (["+1", "+2", "-1", "+2"], ["1", "2"]),
+}
+
+
+@pytest.mark.parametrize("name", HISTORIES)
+def test_who_is_and_was_champion(ledger: Ledger, name: str) -> None:
+    changes, stack = HISTORIES[name]
+    for change in changes:
+        kind = "promoted" if change[0] == "+" else "rolled back"
+        draft = Draft(kind=kind, name="demo", version=change[1])
+        ledger.append([draft], ledger.champion("demo"))
+    entries = ledger.entries("demo")
+    assert champions(entries) == stack
+    assert champion(entries) == Champion(version=stack[-1], epoch=len(changes))
+    assert champion(entries) == ledger.champion("demo")
+
+
+def test_ancestry_follows_parents_not_numbers(ledger: Ledger) -> None:
+    ledger.append([registered("1"), registered("2", "1"), registered("3", "1")])
+    entries = ledger.entries()
+    assert [one.version for one in ancestry(entries, "3")] == ["1", "3"]
+    assert skills_of(entries, "3") == {"s1", "s3"}
+    assert skills_of(entries, None) == set()
+
+
+def test_a_cursor_never_goes_back(ledger: Ledger) -> None:
+    assert ledger.cursor("aliases", "demo") == 0
+    for seq in (3, 2):
+        ledger.advance("aliases", "demo", seq)
+    assert ledger.cursor("aliases", "demo") == 3
+    assert ledger.cursor("webhook", "demo") == 0

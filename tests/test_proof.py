@@ -1,0 +1,166 @@
+"""Lineage, its proof, traces and differences on a real registry with small files."""
+
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+from registry_home import RegistryHome, make_verdict
+
+from schemas.base import BadInput
+from schemas.digest import digest_file
+from schemas.stage import StageRecord
+from tasks.gating import keep_verdict
+from tasks.ledger import Ledger
+from tasks.lineage import diff_versions, read_lineage, row_hashes, trace
+from tasks.packages import run_file
+from tasks.promotion import rollback
+from tasks.proof import Lie, prove
+from tasks.registration import register_stage
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> RegistryHome:
+    """Three stages in a line, and a fourth beside them on the first with more data of skill b."""
+    place = RegistryHome(tmp_path_factory.mktemp("proof"))
+    first = place.grow("a")
+    second = place.grow("b", first)
+    one, two = place.register(first, None), None
+    two = place.register(second, one)
+    assert [one, two, place.register(place.grow("c", second), two)] == ["1", "2", "3"]
+    assert place.register(place.grow("b", first, rows=5), "1") == "4"
+    return place
+
+
+def test_lineage_tells_every_stage_from_the_base_on(demo: RegistryHome) -> None:
+    lineage = read_lineage(demo.home, "demo")
+    assert (lineage.name, lineage.version, lineage.aliases) == ("demo", "3", ("champion",))
+    assert lineage.base_hash == demo.base.model_hash
+    assert [(one.version, one.skill) for one in lineage.stages] == [
+        ("1", "a"),
+        ("2", "b"),
+        ("3", "c"),
+    ]
+    parents = [lineage.base_hash, *(one.model_hash for one in lineage.stages)]
+    assert [one.parent_hash for one in lineage.stages] == parents[:-1]
+    last = lineage.stages[-1]
+    assert (last.data.rows, last.data.rules, last.data.rules_met) == (3, 2, 2)
+    assert (last.settings["method"], last.settings["seed"]) == ("sdft", 0)
+    assert (last.code_version, last.decision) == ("test", "pass")
+    assert [entry.kind for entry in last.history] == ["registered", "verdict", "promoted"]
+    assert last.scores == {"c": 0.5}
+
+
+def test_references_to_versions(demo: RegistryHome) -> None:
+    assert read_lineage(demo.home, "demo@candidate").version == "4"
+    assert read_lineage(demo.home, "demo/2").version == "2"
+    for wrong, message in [
+        ("demo/9", "demo/9: is not in the ledger"),
+        ("nobody", "nobody: is not in the ledger"),
+        ("demo@latest", "the aliases are candidate and champion"),
+        ("demo/x", "write NAME"),
+    ]:
+        with pytest.raises(BadInput, match=message):
+            read_lineage(demo.home, wrong)
+
+
+def test_trace_finds_skills_rows_data_and_models(demo: RegistryHome) -> None:
+    def versions(wanted: str) -> list[str]:
+        return [one.version for one in trace(demo.home, wanted)]
+
+    assert versions("a") == ["1", "2", "3", "4"]
+    assert versions("c") == ["3"]
+    lineage = read_lineage(demo.home, "demo/3")
+    second = lineage.stages[1]
+    hashes = row_hashes(demo.client.get_run(second.run_id), "b")
+    assert versions(hashes[1]) == ["2", "3", "4"], "the fourth version has that row as well"
+    assert [one.found for one in trace(demo.home, hashes[1][:12])] == ["row 2"] * 3
+    assert versions(second.data.data_hash) == ["2", "3"]
+    assert versions(second.model_hash[:16]) == ["2", "3"]
+    assert trace(demo.home, "0" * 64) == []
+    with pytest.raises(BadInput, match="neither a skill that was learned nor 8 to 64 digits"):
+        trace(demo.home, "abc")
+
+
+def test_diff_tells_skills_rows_and_settings(demo: RegistryHome) -> None:
+    forward = diff_versions(demo.home, "demo/1", "demo/3")
+    assert (forward.skills_added, forward.skills_removed) == (("b", "c"), ())
+    other = diff_versions(demo.home, "demo/2", "demo/4")
+    [change] = other.skills_changed
+    assert (change.skill, len(change.rows_added), change.rows_removed) == ("b", 2, ())
+    assert change.settings == {}
+    assert other.scores == {"b": 0.0}
+    assert diff_versions(demo.home, "demo/3", "demo/1").skills_removed == ("b", "c")
+    assert diff_versions(demo.home, "demo/3", "demo/3").skills_changed == ()
+
+
+def test_an_untouched_lineage_is_proven(demo: RegistryHome) -> None:
+    proof = prove(demo.home, "demo")
+    assert (proof.stages, proof.base_checked) == (3, True)
+    assert proof.entries == len(Ledger(demo.home).entries())
+    assert proof.files == 3 * (6 + 3), "record, metrics, 4 of validation; 3 of the package"
+
+
+def test_a_package_that_mlflow_handed_out_is_still_proven(
+    demo: RegistryHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", demo.home.tracking_uri)
+        mlflow.artifacts.download_artifacts("models:/demo@champion")
+    assert prove(demo.home, "demo").stages == 3
+
+
+def test_what_is_gone_is_a_lie_too(tmp_path: Path) -> None:
+    place = RegistryHome(tmp_path)
+    place.line(["a"])
+    run_id = place.client.get_model_version("demo", "1").run_id
+    run_file(place.client.get_run(run_id), "record.json").unlink()
+    with pytest.raises(Lie, match=r"record\.json"):
+        prove(place.home, "demo")
+
+
+def test_a_ledger_cut_short_is_found_by_the_registry(tmp_path: Path) -> None:
+    """The chain alone cannot tell that its end is missing."""
+    place = RegistryHome(tmp_path)
+    place.line(["a", "b"])
+    rollback(place.home, "demo")
+    place.client.set_registered_model_alias("demo", "champion", "2")
+    with sqlite3.connect(place.home.root / "ledger.db") as database:
+        database.execute("DROP TRIGGER ledger_no_delete")
+        database.execute("DELETE FROM ledger WHERE kind = 'rolled back'")
+    with pytest.raises(Lie, match="the registry knows the ledger's entry 7:"):
+        prove(place.home, "demo")
+
+
+def test_a_second_verdict_stands_beside_the_first(tmp_path: Path) -> None:
+    place = RegistryHome(tmp_path)
+    stage = place.grow("a")
+    version = place.register(stage, None, "ask")
+    stricter = make_verdict(stage, "refuse")
+    keep_verdict(stricter, stage.run_id, place.home)
+    again = register_stage.fn("demo", stage, stricter, None, str(place.home.root))
+    assert again == version
+    lineage = read_lineage(place.home, "demo@candidate")
+    assert lineage.stages[0].decision == "refuse"
+    decisions = [e.decision for e in lineage.stages[0].history if e.kind == "verdict"]
+    assert decisions == ["ask", "refuse"]
+    assert prove(place.home, "demo@candidate").stages == 1
+
+
+def test_a_record_of_other_data_is_a_lie_even_with_a_fitting_manifest(tmp_path: Path) -> None:
+    """Whoever rewrites a record and its manifest still has the ledger against him."""
+    place = RegistryHome(tmp_path)
+    stage = place.grow("a")
+    place.register(stage, None)
+    run = place.client.get_run(stage.run_id)
+    path, manifest = run_file(run, "record.json"), run_file(run, "evidence.json")
+    StageRecord.read(path).model_copy(update={"steps": 2}).write(path)
+    content = json.loads(manifest.read_text())
+    content["files"][0] |= {"sha256": digest_file(path), "size_bytes": path.stat().st_size}
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(Lie, match=r"evidence\.json is not the one that was registered"):
+        prove(place.home, "demo")
