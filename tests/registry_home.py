@@ -27,12 +27,12 @@ from tasks.validation import Snapshot
 class RegistryHome:
     """Grows versions in a home, one stage on another."""
 
-    def __init__(self, folder: Path, name: str = "demo") -> None:
-        self.name = name
+    def __init__(self, folder: Path, name: str = "demo", weights: bytes = b"") -> None:
+        self.name, self.weights = name, weights
         self.home = Home(folder / "home")
         self.home.activate(offline=True)
         self.client = open_client(self.home)
-        self.base = _weights(folder / "base", "base")
+        self.base = self._model(folder / "base", "base")
         registration.save_package = _copy  # the real one needs a model that transformers can open
 
     def grow(self, skill: str, parent: TrainedStage | None = None, rows: int = 3) -> TrainedStage:
@@ -51,7 +51,7 @@ class RegistryHome:
             runtime=RuntimeSettings(),
         )
         directory = self.home.stages / spec.key[:32]
-        model = _weights(directory / "model", spec.key)
+        model = self._model(directory / "model", spec.key)
         record = StageRecord(
             key=spec.key,
             spec=spec,
@@ -104,6 +104,14 @@ class RegistryHome:
             versions.append(version)
         return versions
 
+    def _model(self, directory: Path, content: str) -> ModelDir:
+        directory.mkdir(parents=True, exist_ok=True)
+        for file in ("config.json", "model.safetensors"):
+            body = self.weights if file == "model.safetensors" else b""
+            (directory / file).write_bytes(f"{file} of {content}\n".encode() + body)
+        model = model_hash(model_files(directory))
+        return ModelDir(path=str(directory), model_hash=model, template_hash=digest_json("t"))
+
     def _snapshot(self, skill: str, rows: int) -> Snapshot:
         directory = self.home.data / f"{skill}-{rows}"
         directory.mkdir(parents=True, exist_ok=True)
@@ -136,14 +144,6 @@ def make_verdict(stage: TrainedStage, decision: str, note: str = "") -> Verdict:
         parent_hash=stage.parent_hash,
         judgements=(),
     )
-
-
-def _weights(directory: Path, content: str) -> ModelDir:
-    directory.mkdir(parents=True, exist_ok=True)
-    for file in ("config.json", "model.safetensors"):
-        (directory / file).write_text(f"{file} of {content}\n")
-    model = model_hash(model_files(directory))
-    return ModelDir(path=str(directory), model_hash=model, template_hash=digest_json("t"))
 
 
 def _copy(model_dir: Path, target: Path) -> None:
