@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from mlflow import MlflowClient
 from mlflow.entities import Run
+from sqlalchemy import make_url
 
 from schemas.base import BadInput
 from schemas.ledger import Entry
@@ -119,10 +120,11 @@ def _data(folder: Path) -> DataFacts:
 
 
 def _link(home: Home, run: Run) -> str:
-    uri = home.tracking_uri
-    if uri.startswith("http"):
-        return f"{uri}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
-    return f"{uri}#{run.info.run_id}"
+    """Where the run is shown or kept, without a password that the address may hold."""
+    address = make_url(home.tracking_uri).render_as_string(hide_password=True)
+    if address.startswith("http"):
+        return f"{address}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    return f"{address}#{run.info.run_id}"
 
 
 def _iso(milliseconds: int | None) -> str:
