@@ -32,15 +32,16 @@ def champions(entries: Iterable[Entry]) -> list[str]:
     """One name's champions, oldest first, as far as they were not rolled back; the last one rules.
 
     A rollback to a version further down takes away all above it, so rolling back again goes one
-    further. A rollback to a version that never was champion puts it on top.
+    further. A rollback to a version that is no longer there puts it on top.
     """
     stack: list[str] = []
     for entry in entries:
         if entry.epoch is None or entry.version is None:
             continue
         if entry.kind == "rolled back" and entry.version in stack:
-            del stack[stack.index(entry.version) + 1 :]
-        else:
+            while stack[-1] != entry.version:
+                stack.pop()
+        elif stack[-1:] != [entry.version]:
             stack.append(entry.version)
     return stack
 

@@ -2,20 +2,31 @@
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import (
+    INVALID_PARAMETER_VALUE,
+    RESOURCE_DOES_NOT_EXIST,
+    ErrorCode,
+)
 from prefect import task
 
 from schemas.base import BadInput
 from schemas.ledger import CHANGES, Champion, Draft, Entry, Kind
-from sdft.chain import about, champions, newest
+from sdft.chain import about, champion, champions, newest
 from tasks.console import say
 from tasks.home import Home
 from tasks.ledger import Ledger
 from tasks.packages import check_package, open_registered
-from tasks.tracking import open_client
+from tasks.tracking import VERDICT_TAG, open_client
 
+_NOT_THERE = (
+    ErrorCode.Name(RESOURCE_DOES_NOT_EXIST),  # no such model
+    ErrorCode.Name(INVALID_PARAMETER_VALUE),  # no such alias
+)
 CANDIDATE, CHAMPION = "candidate", "champion"
 ALIASES = "aliases"
 """The registry's aliases as a mirror of the ledger: the name of its cursor."""
+ROUNDS = 20
+"""How often the aliases are set before somebody else must be moving them all the time."""
 LEDGER_HEAD = "sdft.ledger_head"
 """Tag of the registered model: the newest entry, so that a ledger cut short is found."""
 
@@ -33,7 +44,7 @@ def promote(
     ledger = Ledger(home)
     entries = ledger.entries(name)
     registered = _registered(entries, name, version)
-    now = ledger.champion(name)
+    now = champion(entries)
     if now.version == version:
         mirror(home, name)
         done = newest(entries, version, *CHANGES)
@@ -66,7 +77,7 @@ def rollback(home: Home, name: str, to: str | None = None, expect: str | None = 
     """
     ledger = Ledger(home)
     entries = ledger.entries(name)
-    now = ledger.champion(name)
+    now = champion(entries)
     last = next((one for one in reversed(entries) if one.epoch is not None), None)
     repeated = last is not None and last.kind == "rolled back" and last.expected == expect
     if last is not None and expect is not None and repeated and to in (None, last.version):
@@ -96,7 +107,7 @@ def mirror(home: Home, name: str) -> None:
     so the last one to leave has written what is true.
     """
     ledger, client = Ledger(home), open_client(home)
-    while True:
+    for _ in range(ROUNDS):
         entries = ledger.entries(name)
         assert entries, f"{name} is not in the ledger"
         wanted = wanted_aliases(entries)
@@ -108,18 +119,27 @@ def mirror(home: Home, name: str) -> None:
                 client.set_registered_model_alias(name, alias, version)
         head = entries[-1]
         client.set_registered_model_tag(name, LEDGER_HEAD, f"{head.seq}:{head.hash}")
+        _mirror_verdicts(client, name, entries, ledger.cursor(ALIASES, name))
         if ledger.entries(name) == entries and not drift(client, name, entries):
-            break
-    ledger.advance(ALIASES, name, head.seq)
+            ledger.advance(ALIASES, name, head.seq)
+            return
+    raise BadInput(f"{name}: its aliases keep changing; end what else moves them, then reconcile")
+
+
+def _mirror_verdicts(client: MlflowClient, name: str, entries: list[Entry], place: int) -> None:
+    """The verdicts that the registry has not taken over yet, as tags of their versions."""
+    for entry in entries:
+        if entry.kind == "verdict" and entry.seq > place:
+            client.set_model_version_tag(name, entry.version, VERDICT_TAG, entry.decision)
 
 
 def wanted_aliases(entries: list[Entry]) -> dict[str, str | None]:
     """What one name's entries say that its aliases must be; None where there must be none."""
     candidates = [one.version for one in entries if one.kind in ("registered", "verdict")]
     stack = champions(entries)
-    return {
-        CANDIDATE: candidates[-1] if candidates else None,
+    return {  # in the order of their weight: the first is set first
         CHAMPION: stack[-1] if stack else None,
+        CANDIDATE: candidates[-1] if candidates else None,
     }
 
 
@@ -136,8 +156,10 @@ def alias_version(client: MlflowClient, name: str, alias: str) -> str | None:
     """The version that an alias points to; None where there is no model or alias."""
     try:
         return str(client.get_model_version_by_alias(name, alias).version)
-    except MlflowException:
-        return None
+    except MlflowException as error:
+        if error.error_code in _NOT_THERE:
+            return None
+        raise
 
 
 @task(task_run_name="settle-registry-{name}")
@@ -160,8 +182,10 @@ def reconcile(home: Home, name: str) -> list[str]:
     """
     ledger, client = Ledger(home), open_client(home)
     entries = ledger.entries(name)
+    if not entries:
+        raise BadInput(f"{name}: is not in the ledger of {home.root}; see sdft status")
     found = drift(client, name, entries)
-    behind = bool(entries) and ledger.cursor(ALIASES, name) < entries[-1].seq
+    behind = ledger.cursor(ALIASES, name) < entries[-1].seq
     if found and behind:
         found = [f"{line}: finished" for line in found]
     elif found:

@@ -54,7 +54,6 @@ def register_stage(
     draft = registered or _registration(client, name, stage, version, parent_version)
     outcome = _write_down(ledger, draft, verdict)
     mirror(home, name)
-    client.set_model_version_tag(name, number, VERDICT_TAG, verdict.decision)
     if outcome:
         say("register", stage.skill, f"{name} version {number}: {outcome}")
     return number
@@ -69,12 +68,13 @@ def _write_down(ledger: Ledger, registration: Draft, verdict: Verdict) -> str:
         judged = newest(entries, version, "verdict")
         if judged is not None and judged.verdict_hash == verdict.digest:
             return ""
-        drafts = [] if newest(entries, version, "registered") else [registration]
+        known = newest(entries, version, "registered") is not None
+        drafts = [] if known else [registration]
         judgement = about(registration, "verdict", verdict.digest, verdict.decision)
         judgement = judgement.model_copy(update={"reason": "; ".join(verdict.reasons)})
         drafts.append(judgement)
-        skills = skills_of(entries, registration.parent_version) | {registration.skill or ""}
-        lacking = skills_of(entries, now.version) - skills
+        learned = skills_of(entries, registration.parent_version) | {registration.skill or ""}
+        lacking = skills_of(entries, now.version) - learned
         by_hand = f"to let it in: sdft promote {name} {version}"
         match verdict.decision:
             case "refuse":
@@ -82,9 +82,13 @@ def _write_down(ledger: Ledger, registration: Draft, verdict: Verdict) -> str:
                 outcome = "refused; the champion stays as it was"
             case "ask":
                 outcome = f"needs a person; {by_hand} --override REASON"
+            case "pass" if now.version == version:
+                outcome = "passed anew; the champion stays as it was"
+            case "pass" if known:  # it may have been rolled back since: a person decides
+                outcome = f"passed anew; {by_hand}"
             case "pass" if lacking:
-                known = ", ".join(sorted(lacking))
-                outcome = f"passed, but the champion also knows {known}; {by_hand}"
+                skills = ", ".join(sorted(lacking))
+                outcome = f"passed, but the champion also knows {skills}; {by_hand}"
             case "pass":
                 drafts.append(judgement.model_copy(update={"kind": "promoted"}))
                 outcome = "champion"

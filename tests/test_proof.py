@@ -59,7 +59,7 @@ def test_references_to_versions(demo: RegistryHome) -> None:
     for wrong, message in [
         ("demo/9", "demo/9: is not in the ledger"),
         ("nobody", "nobody: is not in the ledger"),
-        ("demo@latest", "the aliases are candidate and champion"),
+        ("demo@latest", "the aliases are champion and candidate"),
         ("demo/x", "write NAME"),
     ]:
         with pytest.raises(BadInput, match=message):

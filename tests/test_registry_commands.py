@@ -49,7 +49,7 @@ def test_wrong_requests_raise_what_the_command_line_prints(demo: RegistryHome) -
         (("promote", "demo", "7"), "demo/7: is no version in the ledger"),
         (("promote", "demo", "1", "--expect", "1"), "not 1 as expected"),
         (("ledger", "nobody"), "nobody: is not in the ledger"),
-        (("lineage", "demo@latest"), "the aliases are candidate and champion"),
+        (("lineage", "demo@latest"), "the aliases are champion and candidate"),
         (("lineage", "demo", "--as", "openlineage"), "needs --out"),
         (("trace", "xyz"), "neither a skill that was learned nor"),
         (("diff", "demo/1", "demo/9"), "demo/9: is not in the ledger"),
