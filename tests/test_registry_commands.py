@@ -62,7 +62,7 @@ def test_wrong_requests_raise_what_the_command_line_prints(demo: RegistryHome) -
 
 def test_lineage_in_every_form(demo: RegistryHome, tmp_path: Path) -> None:
     tree = said("lineage", "demo", "--verify")
-    for fact in ("demo/2 (candidate, champion)", "1 a", "2 b", "3 rows", "promoted", "proven: 2"):
+    for fact in ("demo/2 (champion, candidate)", "1 a", "2 b", "3 rows", "promoted", "proven: 2"):
         assert fact in tree
     story = json.loads(said("lineage", "demo/2", "--as", "json", "--verify"))
     assert [stage["skill"] for stage in story["stages"]] == ["a", "b"]
