@@ -10,6 +10,8 @@ import platform
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
 from sqlalchemy import (
     DDL,
@@ -25,14 +27,17 @@ from sqlalchemy import (
     create_engine,
     event,
     insert,
+    make_url,
     select,
     text,
     update,
 )
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import NullPool
 
 from schemas.base import BadInput
 from schemas.ledger import CHANGES, GENESIS, Champion, Draft, Entry
+from sdft.process import exclusive
 from sdft.record import code_version
 from tasks.home import Home
 
@@ -178,16 +183,40 @@ class Ledger:
                 connection.execute(update(_CURSORS).where(mine).values(seq=seq))
 
     @contextmanager
+    def alone(self, name: str) -> Generator[None]:
+        """Keep out whoever else asks for this name, over several transactions.
+
+        The lock ends with its process: a file beside the SQLite one, or held by the server.
+        """
+        if self.engine.dialect.name == "postgresql":
+            with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as held:
+                lock = text("SELECT pg_advisory_lock(724302, hashtext(:name))")
+                held.execute(lock, {"name": name})  # until the connection closes
+                yield
+        else:
+            with exclusive(Path(self.engine.url.database or "").parent / "locks" / name):
+                yield
+
+    @contextmanager
     def _transaction(self) -> Generator[Connection]:
         with self.engine.execution_options(writes=True).begin() as connection:
             if connection.dialect.name == "postgresql":  # SQLite has one writer by BEGIN IMMEDIATE
+                connection.execute(text(f"SET LOCAL lock_timeout = '{WAIT_S}s'"))
                 connection.execute(text("SELECT pg_advisory_xact_lock(724301)"))
             yield connection
 
 
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "sqlite": {"connect_args": {"timeout": WAIT_S}},
+    # a statement sees what was there when it began: so what is read after the lock is new
+    "postgresql": {"isolation_level": "READ COMMITTED"},
+}
+
+
 def _engine(url: str) -> Engine:
     try:
-        engine = create_engine(url, connect_args={"timeout": WAIT_S} if "sqlite" in url else {})
+        options = _OPTIONS.get(make_url(url).get_backend_name(), {})
+        engine = create_engine(url, poolclass=NullPool, **options)
     except (SQLAlchemyError, ImportError) as error:
         raise BadInput(f"SDFT_LEDGER_URL is no usable database address: {error}") from None
     if engine.dialect.name == "sqlite":

@@ -3,6 +3,7 @@
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import (
+    BAD_REQUEST,
     INVALID_PARAMETER_VALUE,
     RESOURCE_DOES_NOT_EXIST,
     ErrorCode,
@@ -22,6 +23,8 @@ _NOT_THERE = (
     ErrorCode.Name(RESOURCE_DOES_NOT_EXIST),  # no such model
     ErrorCode.Name(INVALID_PARAMETER_VALUE),  # no such alias
 )
+_COLLISION = ErrorCode.Name(BAD_REQUEST)
+"""Two set an alias or tag for the first time: the second one meets the first one's row."""
 CANDIDATE, CHAMPION = "candidate", "champion"
 ALIASES = "aliases"
 """The registry's aliases as a mirror of the ledger: the name of its cursor."""
@@ -107,23 +110,32 @@ def mirror(home: Home, name: str) -> None:
     so the last one to leave has written what is true.
     """
     ledger, client = Ledger(home), open_client(home)
+    place = ledger.cursor(ALIASES, name)  # once: others move it while this one may be paused
     for _ in range(ROUNDS):
         entries = ledger.entries(name)
         assert entries, f"{name} is not in the ledger"
-        wanted = wanted_aliases(entries)
-        for alias, version in wanted.items():
-            found = alias_version(client, name, alias)
-            if version is None and found is not None:
-                client.delete_registered_model_alias(name, alias)
-            elif version is not None and found != version:
-                client.set_registered_model_alias(name, alias, version)
-        head = entries[-1]
-        client.set_registered_model_tag(name, LEDGER_HEAD, f"{head.seq}:{head.hash}")
-        _mirror_verdicts(client, name, entries, ledger.cursor(ALIASES, name))
+        try:
+            _set_aliases(client, name, entries)
+            _mirror_verdicts(client, name, entries, place)
+        except MlflowException as error:
+            if error.error_code != _COLLISION:
+                raise
+            continue
         if ledger.entries(name) == entries and not drift(client, name, entries):
-            ledger.advance(ALIASES, name, head.seq)
+            ledger.advance(ALIASES, name, entries[-1].seq)
             return
     raise BadInput(f"{name}: its aliases keep changing; end what else moves them, then reconcile")
+
+
+def _set_aliases(client: MlflowClient, name: str, entries: list[Entry]) -> None:
+    for alias, version in wanted_aliases(entries).items():
+        found = alias_version(client, name, alias)
+        if version is None and found is not None:
+            client.delete_registered_model_alias(name, alias)
+        elif version is not None and found != version:
+            client.set_registered_model_alias(name, alias, version)
+    head = entries[-1]
+    client.set_registered_model_tag(name, LEDGER_HEAD, f"{head.seq}:{head.hash}")
 
 
 def _mirror_verdicts(client: MlflowClient, name: str, entries: list[Entry], place: int) -> None:

@@ -46,13 +46,14 @@ def register_stage(
     home = Home(home_dir)
     client, ledger = open_client(home), Ledger(home)
     ensure_model(client, name)
-    version = find_version(client, name, stage.key)
-    if version is None:
-        version = _create_version(client, home, name, stage, parent_version)
-    number = str(version.version)
-    registered = newest(ledger.entries(name), number, "registered")
-    draft = registered or _registration(client, name, stage, version, parent_version)
-    outcome = _write_down(ledger, draft, verdict)
+    with ledger.alone(name):  # another process may be at the same stage
+        version = find_version(client, name, stage.key)
+        if version is None:
+            version = _create_version(client, home, name, stage, parent_version)
+        number = str(version.version)
+        registered = newest(ledger.entries(name), number, "registered")
+        draft = registered or _registration(client, name, stage, version, parent_version)
+        outcome = _write_down(ledger, draft, verdict)
     mirror(home, name)
     if outcome:
         say("register", stage.skill, f"{name} version {number}: {outcome}")

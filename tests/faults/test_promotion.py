@@ -1,23 +1,19 @@
 """Promotion and rollback on a real registry: races, pauses, crashes, repetitions, drift."""
 
-import multiprocessing
-import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
-from racer import GAPS, promote_and_signal, race
+from mlflow import MlflowClient
+from racer import GAPS, SPAWN, check_a_pause, check_a_race, promote_and_signal
 from registry_home import RegistryHome
 
 from schemas.base import BadInput
-from sdft.chain import first_break
+from schemas.ledger import Draft
 from tasks.ledger import Ledger
-from tasks.promotion import alias_version, drift, promote, reconcile, rollback
+from tasks.promotion import alias_version, drift, mirror, promote, reconcile, rollback
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
-SPAWN = multiprocessing.get_context("spawn")
-ROUNDS = 200
 
 
 @pytest.fixture
@@ -142,52 +138,29 @@ def test_a_promotion_killed_in_any_gap_is_finished_or_undone(demo: RegistryHome,
     "gap", ["before the ledger", "between ledger and alias", "before an alias is set"]
 )
 def test_a_paused_promoter_does_no_harm_when_it_wakes(demo: RegistryHome, gap: str) -> None:
-    child = SPAWN.Process(
-        target=promote_and_signal, args=(demo.home.root, "demo", "1", gap, signal.SIGSTOP)
-    )
-    child.start()
-    while not _stopped(child.pid):
-        time.sleep(0.05)
-    promote(demo.home, "demo", "2")
-    os.kill(child.pid, signal.SIGCONT)
-    child.join(120)
-    fenced = gap == "before the ledger"
-    assert (child.exitcode == 1) == fenced, "past its turn before the ledger, it is refused"
-    entries = Ledger(demo.home).entries("demo")
-    assert [one.version for one in entries[9:]] == (["2"] if fenced else ["1", "2"])
-    assert aliases(demo) == ("3", "2"), "and never puts its own version over a later one"
+    check_a_pause(demo, gap)
 
 
 def test_racing_promoters_make_exactly_one_champion_a_round(tmp_path: Path) -> None:
-    demo = RegistryHome(tmp_path)
-    versions = [demo.register(demo.grow(f"s{number}"), None) for number in range(8)]
-    promoted = kinds(demo).count("promoted")
-    gate = SPAWN.Barrier(5)
-    racers = [
-        SPAWN.Process(
-            target=race,
-            args=(demo.home.root, "demo", (versions[2 * k], versions[2 * k + 1]), ROUNDS, gate),
-        )
-        for k in range(4)
-    ]
-    for one in racers:
-        one.start()
-    ledger = Ledger(demo.home)
-    for number in range(1, ROUNDS + 1):
-        gate.wait(300)  # they start
-        gate.wait(300)  # they are through
-        entries = ledger.entries("demo")
-        changes = [one for one in entries if one.kind == "promoted"]
-        assert len(changes) == promoted + number, "exactly one champion a round"
-        assert aliases(demo)[1] == changes[-1].version, "alias = ledger"
-        gate.wait(300)
-    for one in racers:
-        one.join(60)
-        assert one.exitcode == 0
-    assert first_break(ledger.entries()) is None
-    epochs = [one.epoch for one in ledger.entries("demo") if one.epoch is not None]
-    assert epochs == list(range(1, len(epochs) + 1)), "no lost entry"
+    check_a_race(RegistryHome(tmp_path), after_round=lambda: None)
 
 
-def _stopped(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+def test_a_paused_mirror_leaves_no_older_verdict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = RegistryHome(tmp_path)
+    stage = place.grow("s")
+    place.register(stage, None, "refuse")
+    real = MlflowClient.set_model_version_tag
+
+    def late(client: MlflowClient, *arguments: str) -> None:
+        monkeypatch.setattr(MlflowClient, "set_model_version_tag", real)
+        place.register(stage, None, "pass")  # another process's, while this one is paused
+        real(client, *arguments)
+
+    monkeypatch.setattr(MlflowClient, "set_model_version_tag", late)
+    Ledger(place.home).append(
+        [Draft(kind="verdict", name="demo", version="1", decision="ask", verdict_hash="0" * 64)]
+    )
+    mirror(place.home, "demo")
+    assert place.client.get_model_version("demo", "1").tags["sdft.verdict"] == "pass"

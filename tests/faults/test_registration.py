@@ -43,8 +43,8 @@ GAPS: dict[str, tuple[Any, str, int]] = {
     "before the ledger": (Ledger, "append", 1),
     "amid the ledger's transaction": (ledger_module, "_seal", 3),
     "after the ledger": (registration, "mirror", 1),
-    "before the candidate's alias": (MlflowClient, "set_registered_model_alias", 1),
-    "before the champion's alias": (MlflowClient, "set_registered_model_alias", 2),
+    "before the champion's alias": (MlflowClient, "set_registered_model_alias", 1),
+    "before the candidate's alias": (MlflowClient, "set_registered_model_alias", 2),
     "before the head": (MlflowClient, "set_registered_model_tag", 1),
     "before the cursor": (Ledger, "advance", 1),
     "before the verdict's tag": (MlflowClient, "set_model_version_tag", 1),
@@ -201,6 +201,44 @@ def test_what_reconcile_has_settled_can_be_proven(processes: Any, folder: Path, 
     assert run(processes, register_and_die, folder, stage, name, None, gap) == -signal.SIGKILL
     reconcile(place.home, name)
     check(place, name, 1)
+
+
+@pytest.mark.parametrize("meet", [True, False], ids=["both see no version", "as it comes"])
+@pytest.mark.parametrize("homes", [1, 2], ids=["one home", "two homes"])
+def test_two_that_register_the_same_stage_at_once(
+    processes: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, homes: int, meet: bool
+) -> None:
+    """In one home, or in two that share registry and ledger, as two machines would."""
+    shared = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/shared.db",
+        "SDFT_LEDGER_URL": f"sqlite:///{tmp_path}/shared-ledger.db",
+    }
+    for variable, address in shared.items():
+        monkeypatch.setenv(variable, address)
+    folders = [tmp_path / str(number % homes) for number in range(2)]
+    places = [RegistryHome(folder, "twice") for folder in folders]
+    grown = [[place.grow(f"s{n}") for n in range(1 if meet else 8)] for place in places]
+    assert [one.key for one in grown[0]] == [one.key for one in grown[1]], "the same stages"
+    gate = processes.Barrier(2)
+    both = [
+        processes.Process(target=register_together, args=(folder, stages, shared, gate, meet))
+        for folder, stages in zip(folders, grown, strict=True)
+    ]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join(LONG_S)
+        one.kill()
+    assert [one.exitcode for one in both] == [0, 0]
+    [place, _] = places
+    entries = Ledger(place.home).entries("twice")
+    registered = [one for one in entries if one.kind == "registered"]
+    assert [one.stage_key for one in registered] == [one.key for one in grown[0]], "once a stage"
+    assert len(place.client.search_model_versions("name = 'twice'")) == len(grown[0])
+    assert drift(place.client, "twice", entries) == []
+    assert first_break(Ledger(place.home).entries()) is None
+    for one in registered:
+        assert prove(place.home, f"twice/{one.version}").stages == 1
 
 
 def _name(what: str, gap: str) -> str:
