@@ -24,7 +24,7 @@ from schemas.base import BadInput
 from schemas.curriculum import HUB, Curriculum, load_curriculum
 from sdft.process import exclusive
 from tasks.children import ChildFailed
-from tasks.console import console
+from tasks.console import console, shown_address
 from tasks.home import Home
 
 app = typer.Typer(
@@ -79,7 +79,7 @@ def replay(
     """
     from tasks.replay import curriculum_without
 
-    _learn(curriculum_without(open_home(home), name, without), home)
+    _learn(curriculum_without(open_home(home, offline=False), name, without), home)
 
 
 def _learn(curriculum_file: Path, home: Path) -> None:
@@ -93,7 +93,7 @@ def _learn(curriculum_file: Path, home: Path) -> None:
     except KeyboardInterrupt:
         fail("interrupted; the same command goes on from the last checkpoint", INTERRUPTED)
     show_learned(learned, opened)
-    if not all(verdict.passed for verdict in learned.verdicts):
+    if not all(row.passed for row in learned.matrix.rows):
         raise typer.Exit(REFUSED)
 
 
@@ -112,7 +112,7 @@ def status(home: HomeOption = DEFAULT_HOME) -> None:
     """Every curriculum in the home: its stages, verdicts and aliases."""
     opened = open_home(home)
     from flows.show import show_status
-    from tasks.registration import registry_status
+    from tasks.status import registry_status
 
     show_status(registry_status(opened))
 
@@ -146,7 +146,7 @@ def ui(
     opened = open_home(home)
     uri, artifacts = opened.tracking_uri, opened.artifacts.as_uri()
     if uri.startswith("http"):
-        console.print(f"MLFLOW_TRACKING_URI is set: MLflow's pages are on {uri}")
+        console.print(f"MLFLOW_TRACKING_URI is set: MLflow's pages are on {shown_address(uri)}")
         return
     command = ["server", "--backend-store-uri", uri, "--artifacts-destination", artifacts]
     console.print(f"MLflow on http://127.0.0.1:{port}")

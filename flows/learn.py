@@ -10,16 +10,15 @@ from prefect import flow
 from schemas.base import Contract
 from schemas.curriculum import Curriculum, Skill, load_curriculum
 from schemas.results import MatrixRow, RetentionMatrix, SuiteSpec, Verdict
+from schemas.snapshot import SuiteData
 from sdft.matrix import build_matrix
 from tasks.basemodel import ModelDir, resolve_base_model
 from tasks.evaluation import ScoredCell, evaluate_model, log_scores, suite_spec
-from tasks.events import send_events
 from tasks.gating import gate_stage
-from tasks.promotion import settle_registry
-from tasks.registration import register_stage
+from tasks.registration import register_stage, send_events, settle_registry
 from tasks.reporting import Report, report_run
 from tasks.training import TrainedStage, stage_spec, train_skill
-from tasks.validation import SuiteData, validate_suite
+from tasks.validation import validate_suite
 
 
 class Learned(Contract):
@@ -63,7 +62,8 @@ def prepare(curriculum: Curriculum, home_dir: str) -> Prepared:
 def learn(curriculum_file: str, home_dir: str) -> Learned:
     """Learn the skills of a curriculum one after the other; what is finished is not done again.
 
-    A stage that is refused is registered as such, and the next one starts from its parent.
+    A stage that is refused is registered as such, and the next one starts from its parent, unless
+    a person has let it in.
     """
     curriculum = load_curriculum(Path(curriculum_file))
     prepared = prepare(curriculum, home_dir)
@@ -87,14 +87,14 @@ def learn(curriculum_file: str, home_dir: str) -> Learned:
         row = _row(curriculum, number, skill.name, kept[-1].stage, stage.model, cells)
         rules = {suite.name: suite.gate for suite in curriculum.suites}
         verdict = gate_stage(row, kept, rules, general, stage.run_id, home_dir)
-        version = register_stage(curriculum.name, stage, verdict, kept[-1].version, home_dir)
+        registered = register_stage(curriculum.name, stage, verdict, kept[-1].version, home_dir)
 
-        judged = {"passed": verdict.passed, "decision": verdict.decision, "version": version}
-        rows.append(row.model_copy(update=judged))
+        judged = {"passed": registered.let_in, "decision": verdict.decision}
+        rows.append(row.model_copy(update=judged | {"version": registered.version}))
         stages.append(stage)
         verdicts.append(verdict)
         send_events(curriculum.name, home_dir)
-        if verdict.passed:
+        if registered.let_in:
             parent = stage.model
 
     skills = [skill.name for skill in curriculum.skills]

@@ -24,12 +24,12 @@ HomeOption = Annotated[
 DEFAULT_HOME = Path(".sdft")
 
 
-def open_home(home: Path) -> Home:
-    """A home that must be there already, ready for use."""
+def open_home(home: Path, offline: bool = True) -> Home:
+    """A home that must be there already, ready for use (see `Home.activate`)."""
     if not home.is_dir():
         raise BadInput(f"{home}: there is no such home; sdft learn makes one")
     opened = Home(home)
-    opened.activate(offline=True)
+    opened.activate(offline)
     return opened
 
 

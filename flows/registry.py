@@ -10,7 +10,8 @@ import typer
 
 from flows.options import DEFAULT_HOME, DISPROVED, HomeOption, fail, open_home
 from schemas.base import BadInput, Contract, write_atomically
-from tasks.console import console
+from schemas.ledger import Entry
+from tasks.console import console, shown_address
 
 app = typer.Typer()
 
@@ -85,9 +86,9 @@ def reconcile(
 ) -> None:
     """Make the registry's aliases what the ledger says, and send the events still owed."""
     opened = open_home(home)
+    from tasks.aliases import reconcile as reconcile_name
     from tasks.events import deliver
     from tasks.ledger import Ledger
-    from tasks.promotion import reconcile as reconcile_name
 
     names = [name] if name else sorted({entry.name for entry in Ledger(opened).entries()})
     for one in names:
@@ -129,6 +130,8 @@ def lineage(
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """What is in a version: base model, then every skill with data, settings, code and verdict."""
+    if out is not None and form is Form.TREE:
+        raise BadInput("--out needs --as: the form of the document")
     opened = open_home(home)
     from flows.show_lineage import show_lineage, show_proof
     from tasks.lineage import read_lineage
@@ -159,7 +162,8 @@ def lineage(
 
             if out is None:
                 raise BadInput("--as openlineage needs --out: a file or an http address")
-            console.print(f"{send(story, out)} events to {out}", markup=False)
+            sent = send(story, out)
+            console.print(f"{sent} events to {shown_address(out)}", markup=False, soft_wrap=True)
     if proof is not None and (form is Form.TREE or out is not None):
         show_proof(proof)
 
@@ -201,16 +205,18 @@ def diff(
         show_diff(found)
 
 
-def _signed(entry: object) -> str:
-    seq, who, time = (getattr(entry, field) for field in ("seq", "who", "time"))
-    return f"ledger entry {seq} by {who}, {time}"
+def _signed(entry: Entry) -> str:
+    return f"ledger entry {entry.seq} by {entry.who}, {entry.time}"
 
 
 def _write(text: str, out: str | None) -> None:
     if out is None:
         print(text)
     else:
-        write_atomically(Path(out), text + "\n")
+        try:
+            write_atomically(Path(out), text + "\n")
+        except OSError as error:
+            raise BadInput(f"{out}: cannot be written: {error.strerror}") from None
 
 
 def _print_json(documents: Sequence[Contract]) -> None:

@@ -1,16 +1,20 @@
 """Tables for people: the retention matrix, the verdicts, the plan, the registry."""
 
+from typing import TYPE_CHECKING
+
 from rich.table import Table
 from rich.text import Text
 
-from flows.learn import Learned
-from flows.plan import Plan
 from schemas.results import Cell, RetentionMatrix, Verdict
+from tasks.aliases import CHAMPION
 from tasks.console import console
 from tasks.home import Home
 from tasks.ledger import Ledger
-from tasks.promotion import CHAMPION
-from tasks.registration import RegisteredName
+from tasks.status import RegisteredName
+
+if TYPE_CHECKING:  # showing a status must not cost the import of Prefect
+    from flows.learn import Learned
+    from flows.plan import Plan
 
 DECISIONS = {"pass": ("pass", "green"), "ask": ("ask", "yellow"), "refuse": ("refused", "red")}
 MEASURES = {
@@ -22,7 +26,7 @@ MEASURES = {
 }
 
 
-def show_learned(learned: Learned, home: Home) -> None:
+def show_learned(learned: "Learned", home: Home) -> None:
     """The matrix, the verdict of every stage, and where to look next."""
     show_matrix(learned.matrix)
     for verdict in learned.verdicts:
@@ -66,7 +70,7 @@ def show_matrix(matrix: RetentionMatrix) -> None:
         console.print(f"  {name:<19} {shown}  [dim]{MEASURES[name]}[/dim]")
 
 
-def show_plan(plan: Plan) -> None:
+def show_plan(plan: "Plan") -> None:
     """What would be done, one line a stage."""
     table = Table(title=f"plan of {plan.curriculum}", title_justify="left")
     for column in ("stage", "demonstrations", "items", "steps", "would be"):

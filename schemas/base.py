@@ -13,6 +13,7 @@ class BadInput(ValueError):
 
 def write_atomically(path: Path, text: str) -> None:
     """Write `text` so that `path` holds either all of it or what it held before."""
+    path = path.resolve()  # a link stays a link
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)

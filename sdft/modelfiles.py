@@ -5,6 +5,7 @@ Nothing here loads weights into a model except `convert_gguf`.
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +72,19 @@ def model_files(directory: Path) -> tuple[FileDigest, ...]:
 
     Raises BadInput on a symbolic link that leaves the directory.
     """
+    return all_files(directory, _is_the_model)
+
+
+def all_files(
+    directory: Path, wanted: Callable[[Path], bool] = lambda _: True
+) -> tuple[FileDigest, ...]:
+    """The same of every file, or of those whose path inside the directory is wanted."""
     found = []
     for path in sorted(directory.rglob("*")):
         if path.is_symlink() and not path.resolve().is_relative_to(directory.resolve()):
             raise BadInput(f"{path}: is a link that leaves the model directory; copy the file")
         name = path.relative_to(directory)
-        if path.is_file() and name.name not in _NOT_THE_MODEL and not _hidden(name):
+        if path.is_file() and wanted(name):
             found.append(
                 FileDigest(
                     path=name.as_posix(), size_bytes=path.stat().st_size, sha256=digest_file(path)
@@ -85,8 +93,9 @@ def model_files(directory: Path) -> tuple[FileDigest, ...]:
     return tuple(found)
 
 
-def _hidden(name: Path) -> bool:
-    return any(part.startswith(".") for part in name.parts)
+def _is_the_model(name: Path) -> bool:
+    hidden = any(part.startswith(".") for part in name.parts)
+    return name.name not in _NOT_THE_MODEL and not hidden
 
 
 def model_hash(files: tuple[FileDigest, ...]) -> str:

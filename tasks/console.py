@@ -1,5 +1,7 @@
 """What a person sees while it runs: one line an event, and a live line for a training stage."""
 
+import re
+
 from rich.console import Console
 
 console = Console(highlight=False)
@@ -10,3 +12,8 @@ def say(step: str, subject: str, text: str, style: str = "") -> None:
     """One event: the step of the flow, what it is about, and what came of it."""
     console.print(f"[dim]{step:<9}[/dim] [bold]{subject:<16}[/bold] ", end="")
     console.print(text, style=style, markup=False)
+
+
+def shown_address(address: str) -> str:
+    """An address without what may be secret in it: user, password and query."""
+    return re.sub(r"(?<=://)[^/?#]*@", "", address).partition("?")[0]

@@ -8,13 +8,13 @@ from schemas.base import Contract
 from schemas.curriculum import Suite
 from schemas.results import Cell, EvaluationSpec, SuiteSpec
 from schemas.settings import EvaluationSettings, RuntimeSettings
+from schemas.snapshot import Snapshot
 from sdft.record import library_versions
 from tasks.basemodel import ModelDir
 from tasks.children import run_child
 from tasks.console import console, say
 from tasks.home import Home
 from tasks.tracking import open_client
-from tasks.validation import Snapshot
 
 
 class ScoredCell(Contract):

@@ -10,12 +10,10 @@ import hmac
 import os
 import uuid
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 import httpx
-from prefect import task
 
-from schemas.digest import canonical_json
+from schemas.digest import canonical_json, digest_text
 from schemas.ledger import Entry
 from tasks.console import say
 from tasks.home import WEBHOOK_SECRET, WEBHOOK_URL, Home
@@ -23,12 +21,6 @@ from tasks.ledger import Ledger
 
 SENT_KINDS = ("promoted", "rolled back", "refused")
 TIMEOUT_S = 10.0
-
-
-@task(task_run_name="send-events-{name}")
-def send_events(name: str, home_dir: str) -> None:
-    """Send what is owed, from inside a flow, where Prefect's API is always there."""
-    deliver(Home(home_dir), name, in_flow=True)
 
 
 def deliver(home: Home, name: str, in_flow: bool = False) -> None:
@@ -40,12 +32,13 @@ def deliver(home: Home, name: str, in_flow: bool = False) -> None:
     """
     ledger = Ledger(home)
     if url := os.environ.get(WEBHOOK_URL):
-        _send(ledger, name, f"webhook {urlsplit(url).hostname}", lambda entry: _post(url, entry))
+        _send(ledger, name, f"webhook {digest_text(url)[:16]}", lambda entry: _post(url, entry))
     if in_flow or os.environ.get("PREFECT_API_URL"):
         _send(ledger, name, "prefect", _emit)
 
 
 def _send(ledger: Ledger, name: str, consumer: str, send: Callable[[Entry], object]) -> None:
+    """Send from a consumer's cursor on; a webhook is told by the hash of its address."""
     place = ledger.cursor(consumer, name)
     for entry in ledger.entries(name):
         if entry.seq <= place:
@@ -53,19 +46,14 @@ def _send(ledger: Ledger, name: str, consumer: str, send: Callable[[Entry], obje
         if entry.kind in SENT_KINDS:
             try:
                 send(entry)
-            except httpx.HTTPError as error:
-                say(
-                    "events",
-                    name,
-                    f"{consumer} did not take entry {entry.seq} ({_why(error)}); sdft reconcile "
-                    "sends it again",
-                    "yellow",
-                )
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                said = f"{consumer} did not take entry {entry.seq} ({_why(error)})"
+                say("events", name, f"{said}; sdft reconcile sends it again", "yellow")
                 return
         ledger.advance(consumer, name, entry.seq)
 
 
-def _why(error: httpx.HTTPError) -> str:
+def _why(error: Exception) -> str:
     """What went wrong, without the address: it may hold a secret."""
     if isinstance(error, httpx.HTTPStatusError):
         return f"it answered {error.response.status_code}"

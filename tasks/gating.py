@@ -13,9 +13,9 @@ from schemas.settings import GateSettings
 from sdft.pairing import pairings
 from tasks.console import say
 from tasks.home import Home
+from tasks.packages import VERDICTS, verdict_file
 from tasks.tracking import open_client
 
-VERDICTS = "verdicts"
 LINES = {
     "pass": ("passed: {gain:+.2f} on the new skill", "green"),
     "ask": ("needs a person", "yellow"),
@@ -55,11 +55,6 @@ def keep_verdict(verdict: Verdict, run_id: str, home: Home) -> None:
         path.parent.mkdir()
         verdict.write(path)
         open_client(home).log_artifact(run_id, str(path), VERDICTS)
-
-
-def verdict_file(digest: str) -> str:
-    """Where a verdict lies among the artifacts of its stage's run."""
-    return f"{VERDICTS}/{digest[:16]}.json"
 
 
 def read_item_results(home: Home, cell: Cell) -> list[ItemResult]:

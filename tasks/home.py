@@ -41,6 +41,8 @@ class Home:
             raise BadInput(
                 f"{WEBHOOK_URL} is set, but not {WEBHOOK_SECRET}, which signs the events"
             )
+        if not os.environ.get(WEBHOOK_URL, "http://").startswith(("http://", "https://")):
+            raise BadInput(f"{WEBHOOK_URL} must be an http or https address")
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             probe = self.root / f".probe-{os.getpid()}"

@@ -13,17 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from sqlalchemy import (
-    DDL,
-    Column,
     Connection,
     Engine,
-    Integer,
-    MetaData,
-    String,
-    Table,
-    Text,
-    UniqueConstraint,
     create_engine,
     event,
     insert,
@@ -39,71 +32,12 @@ from schemas.base import BadInput
 from schemas.ledger import CHANGES, GENESIS, Champion, Draft, Entry
 from sdft.process import exclusive
 from sdft.record import code_version
+from tasks.console import shown_address
 from tasks.home import Home
+from tasks.ledger_tables import CURSORS, ENTRIES, METADATA
 
 WAIT_S = 60
 """How long a writer waits for another one's transaction."""
-
-_METADATA = MetaData()
-_ENTRIES = Table(
-    "ledger",
-    _METADATA,
-    Column("seq", Integer, primary_key=True, autoincrement=False),
-    Column("time", String(40), nullable=False),
-    Column("kind", String(20), nullable=False),
-    Column("name", String(63), nullable=False, index=True),
-    Column("version", String(20)),
-    Column("epoch", Integer),
-    Column("expected", String(20)),
-    Column("skill", String(63)),
-    Column("parent_version", String(20)),
-    *(
-        Column(f"{name}", String(64))
-        for name in (
-            "stage_key",
-            "model_hash",
-            "data_hash",
-            "evidence_hash",
-            "package_hash",
-            "verdict_hash",
-        )
-    ),
-    Column("decision", String(20)),
-    Column("reason", Text, nullable=False),
-    Column("who", Text, nullable=False),
-    Column("host", Text, nullable=False),
-    Column("code_version", Text, nullable=False),
-    Column("previous", String(64), nullable=False),
-    Column("hash", String(64), nullable=False),
-    UniqueConstraint("name", "epoch"),  # one change of champion an epoch, whoever writes it
-)
-_CURSORS = Table(
-    "ledger_cursor",
-    _METADATA,
-    Column("consumer", String(40), primary_key=True),
-    Column("name", String(63), primary_key=True),
-    Column("seq", Integer, nullable=False),
-)
-
-for _change in ("UPDATE", "DELETE"):
-    event.listen(
-        _ENTRIES,
-        "after_create",
-        DDL(
-            f"CREATE TRIGGER ledger_no_{_change.lower()} BEFORE {_change} ON ledger "
-            "BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END"
-        ).execute_if(dialect="sqlite"),
-    )
-event.listen(
-    _ENTRIES,
-    "after_create",
-    DDL(
-        "CREATE FUNCTION ledger_append_only() RETURNS trigger LANGUAGE plpgsql AS "
-        "$$ BEGIN RAISE EXCEPTION 'the ledger is append-only'; END $$; "
-        "CREATE TRIGGER ledger_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON ledger "
-        "FOR EACH STATEMENT EXECUTE FUNCTION ledger_append_only()"
-    ).execute_if(dialect="postgresql"),
-)
 
 
 class Raced(BadInput):
@@ -115,16 +49,27 @@ class Ledger:
 
     def __init__(self, home: Home) -> None:
         self.engine = _engine(home.ledger_uri)
-        with self._transaction() as connection:  # two processes may find it missing at once
-            _METADATA.create_all(connection)
+        try:
+            with self._transaction() as connection:  # two processes may find it missing at once
+                METADATA.create_all(connection)
+        except SQLAlchemyError as error:  # its text may hold a part of the address
+            kind = type(getattr(error, "orig", None) or error).__name__
+            raise BadInput(
+                f"the ledger's database ({shown_address(home.ledger_uri)}) cannot be used: {kind}; "
+                "see SDFT_LEDGER_URL"
+            ) from None
 
     def entries(self, name: str | None = None) -> list[Entry]:
         """All entries, or those of one name, in the order they were written."""
-        query = select(_ENTRIES).order_by(_ENTRIES.c.seq)
+        query = select(ENTRIES).order_by(ENTRIES.c.seq)
         if name is not None:
-            query = query.where(_ENTRIES.c.name == name)
+            query = query.where(ENTRIES.c.name == name)
         with self.engine.connect() as connection:
-            return [Entry.model_validate(dict(row)) for row in connection.execute(query).mappings()]
+            rows = connection.execute(query).mappings().all()
+        try:
+            return [Entry.model_validate(dict(row)) for row in rows]
+        except ValidationError as error:
+            raise BadInput(f"the ledger holds what is no entry: {error.errors()[0]}") from None
 
     def champion(self, name: str) -> Champion:
         """The champion of a name now."""
@@ -135,7 +80,7 @@ class Ledger:
         """Write entries, all or none; the drafts of one call are about one name.
 
         A change of champion is written only while the champion is `expected`, and gets the epoch
-        after it. Raises Raced where it is not.
+        after it; a promotion only while its verdict is the version's newest. Raises Raced else.
         """
         with self._transaction() as connection:
             if expected is not None and any(draft.kind in CHANGES for draft in drafts):
@@ -147,7 +92,7 @@ class Ledger:
                         "expected; someone was faster: look at sdft status and ask again"
                     )
             last = connection.execute(
-                select(_ENTRIES.c.seq, _ENTRIES.c.hash).order_by(_ENTRIES.c.seq.desc()).limit(1)
+                select(ENTRIES.c.seq, ENTRIES.c.hash).order_by(ENTRIES.c.seq.desc()).limit(1)
             ).first()
             seq, previous = (last.seq, last.hash) if last else (0, GENESIS)
             written: list[Entry] = []
@@ -157,30 +102,33 @@ class Ledger:
                     assert expected is not None, "a change of champion needs the expected one"
                     place = {"epoch": expected.epoch + 1, "expected": expected.version}
                     draft = draft.model_copy(update=place)
+                if draft.kind == "promoted" and draft.verdict_hash != _verdict(connection, draft):
+                    raise Raced(
+                        f"{draft.name}/{draft.version}: was judged anew meanwhile; look at sdft "
+                        "ledger and ask again"
+                    )
                 entry = _seal(draft, seq, previous)
-                connection.execute(insert(_ENTRIES).values(entry.model_dump()))
+                connection.execute(insert(ENTRIES).values(entry.model_dump()))
                 written.append(entry)
                 previous = entry.hash
         return written
 
     def cursor(self, consumer: str, name: str) -> int:
         """The last entry that a mirror has taken over; 0 for none."""
-        query = select(_CURSORS.c.seq).where(
-            _CURSORS.c.consumer == consumer, _CURSORS.c.name == name
-        )
+        query = select(CURSORS.c.seq).where(CURSORS.c.consumer == consumer, CURSORS.c.name == name)
         with self.engine.connect() as connection:
             return connection.execute(query).scalar() or 0
 
     def advance(self, consumer: str, name: str, seq: int) -> None:
         """Move a mirror's cursor on; it never goes back."""
-        mine = (_CURSORS.c.consumer == consumer) & (_CURSORS.c.name == name)
+        mine = (CURSORS.c.consumer == consumer) & (CURSORS.c.name == name)
         with self._transaction() as connection:
-            there = connection.execute(select(_CURSORS.c.seq).where(mine)).scalar()
+            there = connection.execute(select(CURSORS.c.seq).where(mine)).scalar()
             if there is None:
                 values = {"consumer": consumer, "name": name, "seq": seq}
-                connection.execute(insert(_CURSORS).values(values))
+                connection.execute(insert(CURSORS).values(values))
             elif there < seq:
-                connection.execute(update(_CURSORS).where(mine).values(seq=seq))
+                connection.execute(update(CURSORS).where(mine).values(seq=seq))
 
     @contextmanager
     def alone(self, name: str) -> Generator[None]:
@@ -217,8 +165,13 @@ def _engine(url: str) -> Engine:
     try:
         options = _OPTIONS.get(make_url(url).get_backend_name(), {})
         engine = create_engine(url, poolclass=NullPool, **options)
-    except (SQLAlchemyError, ImportError) as error:
-        raise BadInput(f"SDFT_LEDGER_URL is no usable database address: {error}") from None
+    except ImportError as error:
+        raise BadInput(f"SDFT_LEDGER_URL: {error}; pip install 'sdft[postgres]'") from None
+    except (SQLAlchemyError, ValueError):  # its text may hold the password
+        raise BadInput(
+            "SDFT_LEDGER_URL is no usable database address, such as "
+            "postgresql+psycopg://user:password@host/database"
+        ) from None
     if engine.dialect.name == "sqlite":
 
         @event.listens_for(engine, "connect")
@@ -236,12 +189,26 @@ def _engine(url: str) -> Engine:
 
 def _champion(connection: Connection, name: str) -> Champion:
     row = connection.execute(
-        select(_ENTRIES.c.version, _ENTRIES.c.epoch)
-        .where(_ENTRIES.c.name == name, _ENTRIES.c.epoch.is_not(None))
-        .order_by(_ENTRIES.c.epoch.desc())
+        select(ENTRIES.c.version, ENTRIES.c.epoch)
+        .where(ENTRIES.c.name == name, ENTRIES.c.epoch.is_not(None))
+        .order_by(ENTRIES.c.epoch.desc())
         .limit(1)
     ).first()
     return Champion(version=row.version, epoch=row.epoch) if row else Champion()
+
+
+def _verdict(connection: Connection, draft: Draft) -> str | None:
+    """The hash of the newest verdict on a draft's version."""
+    return connection.execute(
+        select(ENTRIES.c.verdict_hash)
+        .where(
+            ENTRIES.c.name == draft.name,
+            ENTRIES.c.version == draft.version,
+            ENTRIES.c.kind == "verdict",
+        )
+        .order_by(ENTRIES.c.seq.desc())
+        .limit(1)
+    ).scalar()
 
 
 def _seal(draft: Draft, seq: int, previous: str) -> Entry:
@@ -260,4 +227,7 @@ def _seal(draft: Draft, seq: int, previous: str) -> Entry:
 
 def who() -> str:
     """Who runs this, for the ledger: SDFT_USER where a service acts for a person, or the login."""
-    return os.environ.get("SDFT_USER") or getpass.getuser()
+    try:
+        return os.environ.get("SDFT_USER") or getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return f"uid {os.getuid()}"

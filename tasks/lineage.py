@@ -8,26 +8,26 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from sqlalchemy import make_url
 
 from schemas.base import BadInput
 from schemas.ledger import Entry
 from schemas.lineage import DataFacts, Lineage, LineageDiff, LineageStage, Trace
+from schemas.snapshot import Snapshot
 from schemas.stage import StageRecord
-from sdft import lineage as compare
 from sdft.chain import ancestry, newest
+from sdft.compare import compare
 from sdft.record import RECORD
+from tasks.aliases import CHAMPION, wanted_aliases
+from tasks.console import shown_address
 from tasks.home import Home
 from tasks.ledger import Ledger
 from tasks.packages import Registered, open_registered, run_file
-from tasks.promotion import CHAMPION, wanted_aliases
 from tasks.tracking import open_client
-from tasks.validation import Snapshot
 
 SHORTEST_HASH = 8
 
 
-def find_version(home: Home, reference: str) -> tuple[str, str]:
+def resolve(home: Home, reference: str) -> tuple[str, str]:
     """Name and version of `NAME` (its champion), `NAME@alias` or `NAME/version`, by the ledger.
 
     Raises BadInput where there is none.
@@ -54,7 +54,7 @@ def find_version(home: Home, reference: str) -> tuple[str, str]:
 
 def read_lineage(home: Home, reference: str) -> Lineage:
     """The whole story of a version; nothing in it is proven yet (see `tasks.proof`)."""
-    name, version = find_version(home, reference)
+    name, version = resolve(home, reference)
     entries, client = Ledger(home).entries(name), open_client(home)
     line = [open_registered(client, one) for one in ancestry(entries, version)]
     stages = tuple(_stage(home, entries, one, number) for number, one in enumerate(line, 1))
@@ -80,13 +80,13 @@ def _stage(home: Home, entries: list[Entry], registered: Registered, number: int
     return LineageStage(
         version=version,
         stage=number,
-        skill=record.spec.skill,
+        skill=registered.entry.skill or "",
         parent_version=registered.entry.parent_version,
         parent_hash=record.spec.parent_hash,
         model_hash=record.model_hash,
         stage_key=record.key,
         files=record.files,
-        data=_data(registered.file(f"validation/{record.spec.skill}/train")),
+        data=_data(registered.file(f"validation/{registered.entry.skill}/train")),
         settings=record.spec.training.model_dump(mode="json") | {"seed": record.spec.seed},
         steps=record.steps,
         train_seconds=record.train_seconds,
@@ -120,8 +120,7 @@ def _data(folder: Path) -> DataFacts:
 
 
 def _link(home: Home, run: Run) -> str:
-    """Where the run is shown or kept, without a password that the address may hold."""
-    address = make_url(home.tracking_uri).render_as_string(hide_password=True)
+    address = shown_address(home.tracking_uri)
     if address.startswith("http"):
         return f"{address}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
     return f"{address}#{run.info.run_id}"
@@ -146,7 +145,7 @@ def diff_versions(home: Home, before: str, after: str) -> LineageDiff:
         for side in sides
         for stage in side.stages
     }
-    return compare.diff(*sides, rows)
+    return compare(*sides, rows)
 
 
 def trace(home: Home, wanted: str) -> list[Trace]:

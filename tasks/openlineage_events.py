@@ -42,6 +42,7 @@ from requests import RequestException
 from schemas.base import BadInput, write_atomically
 from schemas.data import TRAIN_SCHEMA
 from schemas.lineage import Lineage, LineageStage
+from tasks.console import shown_address
 
 NAMESPACE = "sdft"
 API_KEY = "OPENLINEAGE_API_KEY"
@@ -113,7 +114,9 @@ def _post(events: list[RunEvent], to: str) -> None:
     try:
         transport = _transport(to)
     except ValueError as error:
-        raise BadInput(f"{to}: is no http address, such as http://host:5000") from error
+        raise BadInput(
+            f"{shown_address(to)}: is no http address, such as http://host:5000"
+        ) from error
     where = urlsplit(to).netloc.rpartition("@")[2]  # a password stays out of the message
     for sent, event in enumerate(events):
         try:

@@ -15,17 +15,20 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from schemas.base import BadInput, Contract
 from schemas.digest import digest_file
 from schemas.ledger import Entry
 from schemas.stage import FileDigest
-from sdft.modelfiles import model_files, model_hash
+from sdft.modelfiles import all_files, model_hash
 from sdft.record import RECORD
 from sdft.stagelog import METRICS
 
 PACKAGE, EVIDENCE = "package.json", "evidence.json"
 """Manifests, artifacts of the stage's run."""
+VERDICTS = "verdicts"
 MLFLOWS_OWN = "registered_model_meta"
 """MLflow writes this beside a package that it hands out, even in place."""
 _EVIDENCE_PATHS = (RECORD, METRICS, "validation")
@@ -71,6 +74,8 @@ class Registered:
     entry: Entry
     version: ModelVersion
     run: Run
+    package_uri: str
+    """Where the registry takes the package from that it hands out."""
 
     @property
     def label(self) -> str:
@@ -82,9 +87,21 @@ class Registered:
 
 
 def open_registered(client: MlflowClient, entry: Entry) -> Registered:
-    """The version that a `registered` entry is about."""
-    version = client.get_model_version(entry.name, entry.version or "")
-    return Registered(entry, version, client.get_run(version.run_id or ""))
+    """The version that a `registered` entry is about; raises BadInput where it is gone."""
+    try:
+        version = client.get_model_version(entry.name, entry.version or "")
+        run = client.get_run(version.run_id or "")
+    except MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            raise
+        raise BadInput(
+            f"{entry.name}/{entry.version}: is gone from the registry, or its run is"
+        ) from None
+    return Registered(entry, version, run, package_uri(client, version))
+
+
+def package_uri(client: MlflowClient, version: ModelVersion) -> str:
+    return client.get_model_version_download_uri(version.name, str(version.version))
 
 
 def run_file(run: Run, path: str) -> Path:
@@ -104,11 +121,10 @@ def _downloads() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="sdft-")
 
 
-def package_of(version: ModelVersion) -> tuple[Path, Manifest]:
+def package_of(uri: str) -> tuple[Path, Manifest]:
     """A version's package, as the registry gives it back."""
-    place = local_copy(version.source or "")
-    files = [one for one in model_files(place) if one.path != MLFLOWS_OWN]
-    return place, Manifest(files=tuple(files))
+    place = local_copy(uri)
+    return place, Manifest(files=all_files(place, lambda name: name.as_posix() != MLFLOWS_OWN))
 
 
 def evidence_of(run: Run) -> tuple[Path, Manifest]:
@@ -121,7 +137,7 @@ def evidence_of(run: Run) -> tuple[Path, Manifest]:
             found.append(FileDigest(path=path, size_bytes=size, sha256=digest_file(place)))
         else:
             found += [
-                one.model_copy(update={"path": f"{path}/{one.path}"}) for one in model_files(place)
+                one.model_copy(update={"path": f"{path}/{one.path}"}) for one in all_files(place)
             ]
     return run_file(run, RECORD).parent, Manifest(files=tuple(found))
 
@@ -138,8 +154,23 @@ def check_package(registered: Registered) -> Manifest:
 
     Raises BadInput with the first file that is not.
     """
-    place, now = package_of(registered.version)
+    place, now = package_of(registered.package_uri)
     return _check(registered, PACKAGE, registered.entry.package_hash, place, now)
+
+
+def check_weights(label: str, package: Manifest, trained: tuple[FileDigest, ...]) -> None:
+    """Prove that a package holds the very weights that the trainer wrote."""
+    packed, written = (
+        {file.sha256 for file in files if file.path.endswith(".safetensors")}
+        for files in (package.files, trained)
+    )
+    if packed != written:
+        raise BadInput(f"{label}: its package does not hold the weights that were trained")
+
+
+def verdict_file(digest: str) -> str:
+    """Where a verdict lies among the artifacts of its stage's run."""
+    return f"{VERDICTS}/{digest[:16]}.json"
 
 
 def check_evidence(registered: Registered) -> Manifest:

@@ -7,7 +7,6 @@ record, data, package and verdict of a version, and the record ties the weights 
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from schemas.base import BadInput, Contract
@@ -19,12 +18,19 @@ from sdft.chain import ancestry, first_break
 from sdft.data import rehash
 from sdft.modelfiles import model_files, model_hash
 from sdft.record import RECORD
-from tasks.gating import verdict_file
+from tasks.aliases import drift, own_entries
 from tasks.home import Home
 from tasks.ledger import Ledger
-from tasks.lineage import find_version
-from tasks.packages import Manifest, Registered, check_evidence, check_package, open_registered
-from tasks.promotion import LEDGER_HEAD, drift
+from tasks.lineage import resolve
+from tasks.packages import (
+    Manifest,
+    Registered,
+    check_evidence,
+    check_package,
+    check_weights,
+    open_registered,
+    verdict_file,
+)
 from tasks.tracking import STAGE_KEY, VERDICT_TAG, open_client
 
 
@@ -51,20 +57,23 @@ def prove(home: Home, reference: str) -> Proof:
     Raises Lie at the first thing that is not as it was written down.
     """
     ledger, client = Ledger(home), open_client(home)
-    everything = ledger.entries()
-    if broken := first_break(everything):
-        raise Lie(broken)
-    name, version = find_version(home, reference)
-    entries = [one for one in everything if one.name == name]
-    line = ancestry(entries, version)
+    name, version = resolve(home, reference)
     manifests: list[Manifest] = []
     records: list[StageRecord] = []
     try:
-        _check_registry(client, name, entries)
+        everything = ledger.entries()
+        if broken := first_break(everything):
+            raise Lie(broken)
+        entries = own_entries(ledger, client, name)
+        if differs := drift(client, name, entries):
+            raise Lie(differs[0])
+        line = ancestry(entries, version)
         for entry in line:
             registered = open_registered(client, entry)
-            manifests += [check_evidence(registered), check_package(registered)]
+            package = check_package(registered)
+            manifests += [check_evidence(registered), package]
             records.append(_check_stage(home, registered, records[-1] if records else None))
+            check_weights(registered.label, package, records[-1].files)
             _check_verdicts(registered, entries)
     except (BadInput, MlflowException, OSError) as error:  # altered, or gone
         raise Lie(str(error)) from None
@@ -84,29 +93,24 @@ def prove(home: Home, reference: str) -> Proof:
     )
 
 
-def _check_registry(client: MlflowClient, name: str, entries: list[Entry]) -> None:
-    """The registry's aliases and its note of the ledger's head are what the ledger says."""
-    if differs := drift(client, name, entries):
-        raise Lie(differs[0])
-    head = client.get_registered_model(name).tags.get(LEDGER_HEAD, "")
-    if head not in {f"{one.seq}:{one.hash}" for one in entries}:
-        raise Lie(f"{name}: the registry knows the ledger's entry {head}, which is not there")
-
-
 def _check_stage(home: Home, registered: Registered, parent: StageRecord | None) -> StageRecord:
     """Record, data, weights and tags of one version agree with each other and with the ledger."""
     label, entry, version = registered.label, registered.entry, registered.version
     record = StageRecord.read(registered.file(RECORD))
-    rows = registered.file(f"validation/{record.spec.skill}/train/rows.parquet")
+    rows = registered.file(f"validation/{entry.skill}/train/rows.parquet")
     claims = {
         "stage key": (record.spec.key, entry.stage_key),
         "data": (rehash(pq.read_table(rows)), entry.data_hash),
         "data of the record": (record.spec.data_hash, entry.data_hash),
         "weights": (model_hash(record.files), entry.model_hash),
-        "skill": (record.spec.skill, entry.skill),
         "tag of the stage key": (version.tags.get(STAGE_KEY), entry.stage_key),
         "tag of the skill": (version.tags.get("sdft.skill"), entry.skill),
         "tag of the data": (version.tags.get("sdft.data_hash"), entry.data_hash),
+        "tag of the run": (version.tags.get("sdft.run_id"), version.run_id),
+        "tag of the parent's weights": (
+            version.tags.get("sdft.parent_hash"),
+            record.spec.parent_hash,
+        ),
         "tag of the weights": (version.tags.get("sdft.model_hash"), entry.model_hash),
         "tag of the parent": (
             version.tags.get("sdft.parent_version"),
@@ -138,6 +142,11 @@ def _check_verdicts(registered: Registered, entries: list[Entry]) -> None:
     if registered.version.tags.get(VERDICT_TAG) != newest.decision:
         raise Lie(f"{label}: tag {VERDICT_TAG} is not the verdict, {newest.decision}")
     for one in Verdict.read(registered.file(verdict_file(newest.verdict_hash or ""))).judgements:
+        measured = registered.run.data.metrics.get(f"eval/{one.suite}")
+        if measured != one.candidate:
+            raise Lie(
+                f"{label}: the run says {measured} on {one.suite}, its verdict {one.candidate}"
+            )
         if one.candidate_cell is not None:
             items = registered.file(f"evaluation/{one.suite}/items.parquet")
             if digest_file(items) != one.candidate_cell.items_sha256:

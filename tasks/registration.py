@@ -9,24 +9,50 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 from prefect import task
 
-from schemas.base import Contract
+from schemas.base import BadInput, Contract
 from schemas.ledger import Draft
 from schemas.results import Verdict
+from schemas.stage import StageRecord
 from sdft.chain import about, champion, newest, skills_of
+from sdft.record import RECORD
+from tasks.aliases import mirror, own_entries, settle
 from tasks.console import say
+from tasks.events import deliver
 from tasks.home import Home
-from tasks.ledger import Ledger, Raced, who
+from tasks.ledger import Ledger, Raced
 from tasks.packages import (
     EVIDENCE,
     PACKAGE,
+    check_weights,
     evidence_of,
     log_manifest,
     package_of,
+    package_uri,
     save_package,
 )
-from tasks.promotion import mirror
 from tasks.tracking import STAGE_KEY, VERDICT_TAG, experiment, open_client
 from tasks.training import TrainedStage
+
+
+class Registration(Contract):
+    """A registered stage."""
+
+    version: str
+    let_in: bool
+    """Whether the next stage may start from it: it passed, or a person overrode the verdict."""
+
+
+@task(task_run_name="settle-registry-{name}")
+def settle_registry(name: str, home_dir: str) -> None:
+    """Finish what a crash left between ledger and aliases; say which aliases were moved by hand."""
+    for line in settle(Home(home_dir), name):
+        say("registry", name, f"{line}; sdft reconcile puts it back", "yellow")
+
+
+@task(task_run_name="send-events-{name}")
+def send_events(name: str, home_dir: str) -> None:
+    """Send what is owed, from inside a flow, where Prefect's API is always there."""
+    deliver(Home(home_dir), name, in_flow=True)
 
 
 @task(task_run_name="register-{stage.stage}-{stage.skill}")
@@ -36,8 +62,8 @@ def register_stage(
     verdict: Verdict,
     parent_version: str | None,
     home_dir: str,
-) -> str:
-    """The version number of a stage, with its registration and verdict in the ledger.
+) -> Registration:
+    """The version of a stage, with its registration and verdict in the ledger.
 
     A version that passed becomes champion by itself when it knows every skill that the champion
     knows; otherwise that is for a person to decide. The ledger's entries are written all at once,
@@ -51,13 +77,20 @@ def register_stage(
         if version is None:
             version = _create_version(client, home, name, stage, parent_version)
         number = str(version.version)
-        registered = newest(ledger.entries(name), number, "registered")
+        registered = newest(own_entries(ledger, client, name), number, "registered")
+        if registered is not None and registered.stage_key != stage.key:
+            raise BadInput(
+                f"{name}/{number}: is another stage in the ledger; the registered model was "
+                "deleted and its numbers began anew: learn under another name"
+            )
         draft = registered or _registration(client, name, stage, version, parent_version)
         outcome = _write_down(ledger, draft, verdict)
     mirror(home, name)
     if outcome:
         say("register", stage.skill, f"{name} version {number}: {outcome}")
-    return number
+    override = newest(ledger.entries(name), number, "overridden")
+    overridden = override is not None and override.verdict_hash == verdict.digest
+    return Registration(version=number, let_in=verdict.passed or overridden)
 
 
 def _write_down(ledger: Ledger, registration: Draft, verdict: Verdict) -> str:
@@ -81,6 +114,8 @@ def _write_down(ledger: Ledger, registration: Draft, verdict: Verdict) -> str:
             case "refuse":
                 drafts.append(judgement.model_copy(update={"kind": "refused"}))
                 outcome = "refused; the champion stays as it was"
+                if now.version == version:
+                    outcome = f"refused, and it is the champion; see sdft rollback {name}"
             case "ask":
                 outcome = f"needs a person; {by_hand} --override REASON"
             case "pass" if now.version == version:
@@ -147,7 +182,6 @@ def _create_version(
             "sdft.model_hash": stage.model.model_hash,
             "sdft.data_hash": stage.data_hash,
             "sdft.run_id": stage.run_id,
-            "sdft.registered_by": who(),
         },
     )
 
@@ -160,7 +194,9 @@ def _registration(
     parent_version: str | None,
 ) -> Draft:
     """What the ledger keeps of a version: every hash, of what the registry gives back."""
-    _, package = package_of(version)
+    _, package = package_of(package_uri(client, version))
+    record = StageRecord.read(Path(stage.directory) / RECORD)
+    check_weights(f"{name}/{version.version}", package, record.files)
     _, evidence = evidence_of(client.get_run(stage.run_id))
     log_manifest(client, stage.run_id, PACKAGE, package)
     log_manifest(client, stage.run_id, EVIDENCE, evidence)
@@ -178,55 +214,7 @@ def _registration(
     )
 
 
-class RegisteredVersion(Contract):
-    """A version as `sdft status` shows it."""
-
-    version: str
-    skill: str
-    verdict: str
-    aliases: tuple[str, ...]
-    parent: str
-    model_hash: str
-    run_id: str
-
-
-class RegisteredName(Contract):
-    """A registered model and its versions, oldest first."""
-
-    name: str
-    versions: tuple[RegisteredVersion, ...]
-
-
 def stage_verdict(home: Home, name: str, stage_key: str) -> str | None:
     """The registered verdict on a stage: pass, refuse, ask, or None where there is none yet."""
     version = find_version(open_client(home), name, stage_key)
     return version.tags.get(VERDICT_TAG) if version else None
-
-
-def registry_status(home: Home) -> list[RegisteredName]:
-    """Everything that is registered in this home."""
-    client = open_client(home)
-    return [
-        RegisteredName(
-            name=model.name,
-            versions=tuple(
-                RegisteredVersion(
-                    version=str(one.version),
-                    skill=one.tags.get("sdft.skill", ""),
-                    verdict=one.tags.get(VERDICT_TAG, "none yet"),
-                    # search results carry no aliases of their own
-                    aliases=tuple(
-                        a for a, v in model.aliases.items() if str(v) == str(one.version)
-                    ),
-                    parent=one.tags.get("sdft.parent_version", ""),
-                    model_hash=one.tags.get("sdft.model_hash", ""),
-                    run_id=one.run_id or "",
-                )
-                for one in sorted(
-                    client.search_model_versions(f"name = '{model.name}'"),
-                    key=lambda one: int(one.version),
-                )
-            ),
-        )
-        for model in client.search_registered_models()
-    ]

@@ -5,6 +5,7 @@ from pathlib import Path
 import yaml
 
 from schemas.base import BadInput, write_atomically
+from schemas.digest import digest_text
 from tasks.home import Home
 from tasks.reporting import latest_curriculum
 
@@ -22,6 +23,7 @@ def curriculum_without(home: Home, name: str, skill: str) -> Path:
     kept = tuple(one for one in found.skills if one.name != skill)
     left = found.model_copy(update={"skills": kept}).model_dump(mode="json")
     home.curricula.mkdir(exist_ok=True)
-    path = home.curricula / f"{name}-with-{'-'.join(one.name for one in kept)}.yaml"
-    write_atomically(path, yaml.safe_dump(left, sort_keys=False, allow_unicode=True))
+    text = yaml.safe_dump(left, sort_keys=False, allow_unicode=True)
+    path = home.curricula / f"{name}-without-{skill}-{digest_text(text)[:8]}.yaml"
+    write_atomically(path, text)
     return path

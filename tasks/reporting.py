@@ -13,6 +13,7 @@ from schemas.base import Contract
 from schemas.curriculum import Curriculum
 from schemas.digest import digest_json
 from schemas.results import RetentionMatrix
+from schemas.snapshot import Snapshot
 from sdft.data import write_table
 from sdft.stagelog import METRICS, read_metrics
 from tasks.evaluation import ScoredCell
@@ -21,7 +22,6 @@ from tasks.packages import run_file
 from tasks.registration import ensure_model
 from tasks.tracking import experiment, find_run, log_snapshot, open_client, set_tags
 from tasks.training import TrainedStage
-from tasks.validation import Snapshot
 
 MATRIX_DIGEST = "sdft.matrix_digest"
 CURRICULUM = "curriculum.json"

@@ -11,10 +11,10 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.entities import Run as MlflowRun
 
+from schemas.snapshot import Snapshot
 from schemas.stage import StageSpec, StepMetrics
 from sdft.stagelog import METRICS, read_metrics
 from tasks.home import Home
-from tasks.validation import Snapshot
 
 STAGE_KEY = "sdft.stage_key"
 LOGGED = "sdft.logged"

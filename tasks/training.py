@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from schemas.base import Contract
 from schemas.curriculum import Skill
 from schemas.settings import RuntimeSettings
+from schemas.snapshot import SuiteData
 from schemas.stage import StageRecord, StageSpec
 from sdft.record import verified_record
 from sdft.schedule import total_steps
@@ -18,7 +19,6 @@ from tasks.console import console, say
 from tasks.home import Home
 from tasks.tracking import LOGGED, MetricRelay, experiment, log_snapshot, open_client, set_tags
 from tasks.tracking import stage_run as find_or_create_run
-from tasks.validation import SuiteData
 
 
 class TrainedStage(Contract):

@@ -17,6 +17,7 @@ from schemas.base import BadInput, Contract, write_atomically
 from schemas.curriculum import Curriculum, DataSource, Skill, Suite
 from schemas.digest import digest_file, digest_json
 from schemas.expectations import EXPECTATIONS_VERSION, Expectation, eval_suite, train_suite
+from schemas.snapshot import Snapshot, SuiteData
 from sdft.data import Row, data_hash, eval_table, read_rows, row_id, train_table, write_table
 from tasks.basemodel import ModelDir
 from tasks.console import say
@@ -30,26 +31,6 @@ class Violation(Contract):
 
     rule: str
     rows: tuple[int, ...]
-
-
-class Snapshot(Contract):
-    """A validated data set in canonical form."""
-
-    name: str
-    source: str
-    directory: str
-    file: str
-    file_sha256: str
-    data_hash: str
-    rows: int
-    quarantined: int
-
-
-class SuiteData(Contract):
-    """What a curriculum's suite stands on: items, and for a skill its demonstrations."""
-
-    eval: Snapshot
-    train: Snapshot | None
 
 
 @task

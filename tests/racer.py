@@ -16,9 +16,10 @@ from registry_home import RegistryHome
 from schemas.base import BadInput
 from sdft.chain import first_break
 from tasks import promotion
+from tasks.aliases import alias_version
 from tasks.home import Home
 from tasks.ledger import Ledger
-from tasks.promotion import alias_version, promote
+from tasks.promotion import promote
 
 SPAWN = multiprocessing.get_context("spawn")
 RACERS, ROUNDS, LONG_S = 4, 200, 300

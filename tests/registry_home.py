@@ -11,6 +11,7 @@ from conftest import train_rows
 from schemas.digest import digest_json
 from schemas.results import Verdict
 from schemas.settings import RuntimeSettings, TrainingSettings
+from schemas.snapshot import Snapshot
 from schemas.stage import StageRecord, StageSpec
 from sdft.data import data_hash, train_table, write_table
 from sdft.modelfiles import model_files, model_hash
@@ -21,7 +22,6 @@ from tasks.gating import keep_verdict
 from tasks.home import Home
 from tasks.tracking import experiment, log_snapshot, open_client, stage_run
 from tasks.training import TrainedStage
-from tasks.validation import Snapshot
 
 
 class RegistryHome:
@@ -93,7 +93,7 @@ class RegistryHome:
         keep_verdict(verdict, stage.run_id, self.home)
         return registration.register_stage.fn(
             self.name, stage, verdict, parent_version, str(self.home.root)
-        )
+        ).version
 
     def line(self, skills: list[str]) -> list[str]:
         """Versions for skills learned one on another; all pass."""

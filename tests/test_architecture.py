@@ -67,6 +67,15 @@ def test_the_command_line_starts_without_the_heavy_libraries() -> None:
     assert result.stdout.strip() == "[]"
 
 
+def test_commands_of_owners_and_auditors_start_without_prefect_and_torch() -> None:
+    modules = "tasks.promotion, tasks.proof, tasks.events, tasks.status, flows.show_lineage"
+    code = f"import sys, {modules}, flows.show; print({{'prefect', 'torch'}} & {{*sys.modules}})"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "set()"
+
+
 def test_prefects_server_imports_with_the_pinned_versions() -> None:
     """With an unpinned fastapi this fails while `from prefect import flow` still works."""
     importlib.import_module("prefect.server.api.server")

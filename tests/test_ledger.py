@@ -1,5 +1,7 @@
 """The ledger: append-only, chained, one change of champion at a time; and what its chain tells."""
 
+import getpass
+import os
 from pathlib import Path
 
 import pytest
@@ -8,10 +10,12 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.exc import DatabaseError
 
+from schemas.base import BadInput
 from schemas.ledger import Champion, Draft, Entry
 from sdft.chain import ancestry, champion, champions, first_break, skills_of
+from tasks.console import shown_address
 from tasks.home import Home
-from tasks.ledger import Ledger, Raced
+from tasks.ledger import Ledger, Raced, who
 
 
 @pytest.fixture
@@ -103,6 +107,7 @@ HISTORIES = {
     "a rollback takes the top away": (["+1", "+2", "+3", "-2"], ["1", "2"]),
     "again goes one further": (["+1", "+2", "+3", "-2", "-1"], ["1"]),
     "a named rollback takes all above away": (["+1", "+2", "+3", "-1"], ["1"]),
+    "the last time it was champion counts": (["+1", "+2", "+1", "+3", "-1"], ["1", "2", "1"]),
     "after a rollback comes a promotion": (["+1", "+2", "-1", "+3"], ["1", "3"]),
     "what was rolled back can come back": (["+1", "+2", "-1", "+2"], ["1", "2"]),
 }
@@ -127,6 +132,53 @@ def test_ancestry_follows_parents_not_numbers(ledger: Ledger) -> None:
     assert [one.version for one in ancestry(entries, "3")] == ["1", "3"]
     assert skills_of(entries, "3") == {"s1", "s3"}
     assert skills_of(entries, None) == set()
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "sqlite:////nowhere/ledger.db",
+        "postgresql+psycopg://user:s3cret@127.0.0.1:9/ledger",
+        "postgresql+psycopg://user:s3cret@host:port/ledger",
+        "nothing://user:s3cret@host/ledger",
+    ],
+)
+def test_an_unusable_database_is_said_without_its_password(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDFT_LEDGER_URL", address)
+    with pytest.raises(BadInput, match="SDFT_LEDGER_URL") as caught:
+        Ledger(Home(tmp_path))
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_file_that_is_no_database_is_said(tmp_path: Path) -> None:
+    (tmp_path / "ledger.db").write_text("no database" * 100)
+    with pytest.raises(BadInput, match="cannot be used: DatabaseError"):
+        Ledger(Home(tmp_path))
+
+
+def test_a_user_without_a_name_can_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found")
+
+    monkeypatch.delenv("SDFT_USER", raising=False)
+    monkeypatch.setattr(getpass, "getuser", nameless)
+    assert who() == f"uid {os.getuid()}"
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("http://user:s3cret@host:5000/x?token=s3cret", "http://host:5000/x"),
+        ("https://s3cret@host", "https://host"),
+        ("sqlite:////home/mlflow.db", "sqlite:////home/mlflow.db"),
+        ("postgresql://u:s3cret@host/db?password=s3cret", "postgresql://host/db"),
+        ("databricks", "databricks"),
+    ],
+)
+def test_addresses_are_shown_without_secrets(address: str, shown: str) -> None:
+    assert shown_address(address) == shown
 
 
 def test_a_cursor_never_goes_back(ledger: Ledger) -> None:

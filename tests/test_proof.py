@@ -1,6 +1,7 @@
 """Lineage, its proof, traces and differences on a real registry with small files."""
 
 import json
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -9,11 +10,13 @@ from registry_home import RegistryHome, make_verdict
 
 from schemas.base import BadInput
 from schemas.digest import digest_file
+from schemas.results import SuiteJudgement
 from schemas.stage import StageRecord
+from tasks import registration
 from tasks.gating import keep_verdict
 from tasks.ledger import Ledger
 from tasks.lineage import diff_versions, read_lineage, row_hashes, trace
-from tasks.packages import run_file
+from tasks.packages import Manifest, local_copy, package_uri, run_file
 from tasks.promotion import rollback
 from tasks.proof import Lie, prove
 from tasks.registration import register_stage
@@ -136,6 +139,75 @@ def test_a_ledger_cut_short_is_found_by_the_registry(tmp_path: Path) -> None:
         prove(place.home, "demo")
 
 
+def test_what_the_registry_hands_out_is_what_is_proven(tmp_path: Path) -> None:
+    """MLflow serves from `storage_location`, whatever `source` says."""
+    place = RegistryHome(tmp_path)
+    place.line(["a"])
+    evil = tmp_path / "evil"
+    shutil.copytree(run_place(place), evil)
+    (evil / "model" / "model.safetensors").write_text("other weights")
+    with sqlite3.connect(place.home.root / "mlflow.db") as database:
+        database.execute("UPDATE model_versions SET storage_location = ?", [str(evil)])
+    with pytest.raises(Lie, match=r"evil/model/model\.safetensors is not as it was registered"):
+        prove(place.home, "demo")
+
+
+def run_place(place: RegistryHome) -> Path:
+    """The package of version 1."""
+    version = place.client.get_model_version("demo", "1")
+    return local_copy(package_uri(place.client, version))
+
+
+def test_a_score_that_is_not_the_verdicts_is_a_lie(tmp_path: Path) -> None:
+    place = RegistryHome(tmp_path)
+    stage = place.grow("a")
+    judgement = SuiteJudgement.model_validate(
+        dict.fromkeys(SuiteJudgement.model_fields)
+        | {"suite": "a", "role": "new skill", "decision": "pass", "reason": "", "limit": 0.1}
+        | {"reference_stage": 0, "candidate": 0.5, "settings": {}}
+    )
+    verdict = make_verdict(stage, "pass").model_copy(update={"judgements": (judgement,)})
+    keep_verdict(verdict, stage.run_id, place.home)
+    register_stage.fn("demo", stage, verdict, None, str(place.home.root))
+    assert prove(place.home, "demo").stages == 1
+    place.client.log_metric(stage.run_id, "eval/a", 0.99, step=1)
+    with pytest.raises(Lie, match=r"the run says 0\.99 on a, its verdict 0\.5"):
+        prove(place.home, "demo")
+
+
+def test_a_package_altered_before_it_was_registered_is_not_registered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = RegistryHome(tmp_path)
+    stage = place.grow("a")
+    real = registration.package_of
+
+    def altered(uri: str) -> tuple[Path, Manifest]:
+        weights = local_copy(uri) / "model" / "model.safetensors"
+        weights.write_text("other weights")
+        return real(uri)
+
+    monkeypatch.setattr(registration, "package_of", altered)
+    with pytest.raises(BadInput, match="does not hold the weights that were trained"):
+        place.register(stage, None)
+    assert Ledger(place.home).entries() == []
+
+
+def test_one_stage_under_two_skill_names_has_two_lineages(tmp_path: Path) -> None:
+    """The name is not in the stage key, so both stand on one directory, recorded by the first."""
+    place = RegistryHome(tmp_path)
+    stage = place.grow("a")
+    place.register(stage, None)
+    other = RegistryHome(tmp_path, "other")
+    again = other.grow("a").model_copy(update={"skill": "renamed"})
+    run = other.client.get_run(again.run_id)
+    folder = run_file(run, "validation")
+    (folder / "a").rename(folder / "renamed")
+    other.register(again, None)
+    assert read_lineage(place.home, "other").stages[0].skill == "renamed"
+    assert prove(place.home, "other").stages == 1
+
+
 def test_a_second_verdict_stands_beside_the_first(tmp_path: Path) -> None:
     place = RegistryHome(tmp_path)
     stage = place.grow("a")
@@ -143,7 +215,7 @@ def test_a_second_verdict_stands_beside_the_first(tmp_path: Path) -> None:
     stricter = make_verdict(stage, "refuse")
     keep_verdict(stricter, stage.run_id, place.home)
     again = register_stage.fn("demo", stage, stricter, None, str(place.home.root))
-    assert again == version
+    assert again.version == version
     lineage = read_lineage(place.home, "demo@candidate")
     assert lineage.stages[0].decision == "refuse"
     decisions = [e.decision for e in lineage.stages[0].history if e.kind == "verdict"]

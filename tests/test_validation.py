@@ -10,8 +10,9 @@ from conftest import eval_rows, save_tiny_model, train_rows, write_jsonl
 
 from schemas.base import BadInput
 from schemas.curriculum import Curriculum
+from schemas.snapshot import SuiteData
 from tasks.basemodel import ModelDir, describe_model, resolve_base_model
-from tasks.validation import SuiteData, validate_suite
+from tasks.validation import validate_suite
 
 
 def check(

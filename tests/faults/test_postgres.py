@@ -24,9 +24,10 @@ from sqlalchemy.exc import DatabaseError
 from schemas.base import BadInput
 from schemas.ledger import Champion, Draft
 from sdft.chain import first_break
+from tasks.aliases import reconcile
 from tasks.home import Home
 from tasks.ledger import Ledger, Raced
-from tasks.promotion import promote, reconcile, rollback
+from tasks.promotion import promote, rollback
 from tasks.proof import prove
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]

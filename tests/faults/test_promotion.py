@@ -6,12 +6,16 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 from racer import GAPS, SPAWN, check_a_pause, check_a_race, promote_and_signal
-from registry_home import RegistryHome
+from registry_home import RegistryHome, make_verdict
 
 from schemas.base import BadInput
 from schemas.ledger import Draft
+from tasks import promotion, registration
+from tasks.aliases import alias_version, drift, mirror, reconcile
+from tasks.gating import keep_verdict
 from tasks.ledger import Ledger
-from tasks.promotion import alias_version, drift, mirror, promote, reconcile, rollback
+from tasks.packages import Manifest, Registered
+from tasks.promotion import promote, rollback
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
@@ -104,6 +108,72 @@ def test_a_version_whose_files_changed_is_not_let_in(demo: RegistryHome) -> None
     with pytest.raises(BadInput, match=r"demo/2: .*model\.safetensors is not as it was registered"):
         rollback(demo.home, "demo")
     assert aliases(demo) == ("3", "3")
+
+
+def test_a_deleted_version_holds_up_nothing_else(demo: RegistryHome) -> None:
+    refused = demo.register(demo.grow("bad"), None, "refuse")
+    demo.client.delete_model_version("demo", refused)
+    assert rollback(demo.home, "demo").version == "2"
+    assert aliases(demo)[1] == "2"
+    assert reconcile(demo.home, "demo") == [
+        f"demo/{refused}: is in the ledger, but gone from the registry"
+    ]
+    with pytest.raises(BadInput, match=f"demo/{refused}: is gone from the registry"):
+        promote(demo.home, "demo", refused, override="why not")
+
+
+def test_a_registry_of_another_ledger_is_left_alone(
+    demo: RegistryHome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two homes on one registry need one ledger; without it neither may move the other's."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", demo.home.tracking_uri)
+    other = RegistryHome(tmp_path / "other")
+    stage = other.grow("z")
+    with pytest.raises(BadInput, match="belongs to another ledger"):
+        other.register(stage, None)
+    assert aliases(demo) == ("3", "3")
+    assert Ledger(other.home).entries() == []
+    for name in ("demo", "nobody"):
+        with pytest.raises(BadInput, match="SDFT_LEDGER_URL|is not in the ledger"):
+            reconcile(other.home, name)
+
+
+def test_a_refusal_that_comes_while_a_promotion_checks_is_not_passed_over(
+    demo: RegistryHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = promotion.check_package
+
+    def meanwhile(registered: Registered) -> Manifest:
+        refused = Draft(kind="verdict", name="demo", version="2", decision="refuse")
+        Ledger(demo.home).append([refused.model_copy(update={"verdict_hash": "f" * 64})])
+        return real(registered)
+
+    monkeypatch.setattr(promotion, "check_package", meanwhile)
+    with pytest.raises(BadInput, match="demo/2: was judged anew meanwhile"):
+        promote(demo.home, "demo", "2")
+    assert kinds(demo)[-1] == "verdict"
+
+
+def test_a_new_verdict_moves_no_champion(demo: RegistryHome) -> None:
+    """Neither back to what was rolled back, nor to files that were altered since."""
+    rollback(demo.home, "demo")
+    last = demo.grow("c", demo.grow("b", demo.grow("a")))
+    verdict = make_verdict(last, "pass", note="-judged-anew")
+    keep_verdict(verdict, last.run_id, demo.home)
+    registration.register_stage.fn("demo", last, verdict, "2", str(demo.home.root))
+    assert kinds(demo)[-2:] == ["rolled back", "verdict"]
+    assert aliases(demo) == ("3", "2")
+
+
+def test_the_next_stage_may_start_from_what_a_person_let_in(demo: RegistryHome) -> None:
+    stage = demo.grow("unsure")
+    verdict = make_verdict(stage, "ask")
+    keep_verdict(verdict, stage.run_id, demo.home)
+    arguments = ("demo", stage, verdict, None, str(demo.home.root))
+    first = registration.register_stage.fn(*arguments)
+    assert not first.let_in
+    promote(demo.home, "demo", first.version, override="looked at by hand")
+    assert registration.register_stage.fn(*arguments).let_in
 
 
 def test_an_alias_moved_by_hand_is_drift_and_put_back(demo: RegistryHome) -> None:

@@ -18,9 +18,9 @@ from registry_home import RegistryHome, make_verdict
 from sdft.chain import first_break
 from tasks import ledger as ledger_module
 from tasks import registration
+from tasks.aliases import alias_version, drift, reconcile
 from tasks.gating import keep_verdict
 from tasks.ledger import Ledger
-from tasks.promotion import alias_version, drift, reconcile
 from tasks.proof import prove
 from tasks.training import TrainedStage
 

@@ -1,4 +1,4 @@
-"""Comparing lineages. Pure functions."""
+"""What changed from one lineage to another: a pure function."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,7 @@ RowHashes = Mapping[str, Sequence[str]]
 """The row hashes of a data set, by its data hash."""
 
 
-def diff(before: Lineage, after: Lineage, rows: RowHashes) -> LineageDiff:
+def compare(before: Lineage, after: Lineage, rows: RowHashes) -> LineageDiff:
     """What changed from one version to another; `rows` has every data set of both."""
     was = {stage.skill: stage for stage in before.stages}
     now = {stage.skill: stage for stage in after.stages}

@@ -1,0 +1,179 @@
+"""The registry's aliases and verdict tags as a mirror of the ledger: set, compared, put right."""
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import (
+    BAD_REQUEST,
+    INVALID_PARAMETER_VALUE,
+    RESOURCE_DOES_NOT_EXIST,
+    ErrorCode,
+)
+
+from schemas.base import BadInput
+from schemas.ledger import Draft, Entry
+from sdft.chain import champions
+from tasks.home import Home
+from tasks.ledger import Ledger
+from tasks.tracking import VERDICT_TAG, open_client
+
+_NOT_THERE = (
+    ErrorCode.Name(RESOURCE_DOES_NOT_EXIST),  # no such model
+    ErrorCode.Name(INVALID_PARAMETER_VALUE),  # no such alias
+)
+_COLLISION = ErrorCode.Name(BAD_REQUEST)
+"""Two set an alias or tag for the first time: the second one meets the first one's row."""
+CANDIDATE, CHAMPION = "candidate", "champion"
+ALIASES = "aliases"
+"""The registry's aliases as a mirror of the ledger: the name of its cursor."""
+ROUNDS = 20
+"""How often the aliases are set before somebody else must be moving them all the time."""
+LEDGER_HEAD = "sdft.ledger_head"
+"""Tag of the registered model: the newest entry, so that a ledger cut short is found."""
+
+
+def mirror(home: Home, name: str) -> None:
+    """Bring the registry's aliases to what the ledger says, and read them back.
+
+    Whoever comes late, even paused between ledger and alias, reads the ledger again after writing,
+    so the last one to leave has written what is true.
+    """
+    ledger, client = Ledger(home), open_client(home)
+    place = ledger.cursor(ALIASES, name)  # once: others move it while this one may be paused
+    for _ in range(ROUNDS):
+        entries = own_entries(ledger, client, name)
+        assert entries, f"{name} is not in the ledger"
+        try:
+            _set_aliases(client, name, entries)
+            _mirror_verdicts(client, name, entries, place)
+        except MlflowException as error:
+            if error.error_code != _COLLISION:
+                raise
+            continue
+        if ledger.entries(name) == entries and not drift(client, name, entries):
+            ledger.advance(ALIASES, name, entries[-1].seq)
+            return
+    raise BadInput(f"{name}: its aliases keep changing; end what else moves them, then reconcile")
+
+
+def _set_aliases(client: MlflowClient, name: str, entries: list[Entry]) -> None:
+    for alias, version in _settable(client, name, entries).items():
+        found = alias_version(client, name, alias)
+        if version is None and found is not None:
+            client.delete_registered_model_alias(name, alias)
+        elif version is not None and found != version:
+            client.set_registered_model_alias(name, alias, version)
+    head = entries[-1]
+    client.set_registered_model_tag(name, LEDGER_HEAD, f"{head.seq}:{head.hash}")
+
+
+def _mirror_verdicts(client: MlflowClient, name: str, entries: list[Entry], place: int) -> None:
+    """The verdicts that the registry has not taken over yet, as tags of their versions."""
+    there = versions_of(client, name)
+    for entry in entries:
+        if entry.kind == "verdict" and entry.seq > place and entry.version in there:
+            client.set_model_version_tag(name, entry.version, VERDICT_TAG, entry.decision)
+
+
+def wanted_aliases(entries: list[Entry]) -> dict[str, str | None]:
+    """What one name's entries say that its aliases must be; None where there must be none."""
+    candidates = [one.version for one in entries if one.kind in ("registered", "verdict")]
+    stack = champions(entries)
+    return {  # in the order of their weight: the first is set first
+        CHAMPION: stack[-1] if stack else None,
+        CANDIDATE: candidates[-1] if candidates else None,
+    }
+
+
+def _settable(client: MlflowClient, name: str, entries: list[Entry]) -> dict[str, str | None]:
+    """The wanted aliases, without those of versions that were deleted from the registry."""
+    there = versions_of(client, name)
+    wanted = wanted_aliases(entries).items()
+    return {alias: version for alias, version in wanted if version is None or version in there}
+
+
+def versions_of(client: MlflowClient, name: str) -> set[str]:
+    """The versions that the registry has of a name."""
+    return {str(one.version) for one in client.search_model_versions(f"name = '{name}'")}
+
+
+def drift(client: MlflowClient, name: str, entries: list[Entry]) -> list[str]:
+    """How the registry's aliases differ from the ledger: one line an alias."""
+    return [
+        f"{name}: the alias {alias} is on version {found}, the ledger says {wanted}"
+        for alias, wanted in _settable(client, name, entries).items()
+        if (found := alias_version(client, name, alias)) != wanted
+    ]
+
+
+def alias_version(client: MlflowClient, name: str, alias: str) -> str | None:
+    """The version that an alias points to; None where there is no model or alias."""
+    try:
+        return str(client.get_model_version_by_alias(name, alias).version)
+    except MlflowException as error:
+        if error.error_code in _NOT_THERE:
+            return None
+        raise
+
+
+def settle(home: Home, name: str) -> list[str]:
+    """Finish what a crash left between ledger and aliases; returns the drift that is no crash's."""
+    ledger, client = Ledger(home), open_client(home)
+    entries = own_entries(ledger, client, name)
+    if not entries:
+        return []
+    if ledger.cursor(ALIASES, name) < entries[-1].seq:
+        mirror(home, name)
+    return drift(client, name, entries)
+
+
+def own_entries(ledger: Ledger, client: MlflowClient, name: str) -> list[Entry]:
+    """One name's entries, after proving that the registry's model of that name follows them.
+
+    Raises BadInput where the registry has seen an entry that is not there: the ledger was cut
+    short, or the registry belongs to another one.
+    """
+    try:
+        head = client.get_registered_model(name).tags.get(LEDGER_HEAD)
+    except MlflowException as error:
+        if error.error_code not in _NOT_THERE:
+            raise
+        head = None
+    entries = ledger.entries(name)  # after the head, since the ledger only grows
+    if head is not None and head not in {f"{one.seq}:{one.hash}" for one in entries}:
+        raise BadInput(
+            f"{name}: the registry knows the ledger's entry {head}, which is not there: the ledger "
+            "was cut short, or the registry belongs to another ledger (SDFT_LEDGER_URL names it)"
+        )
+    return entries
+
+
+def reconcile(home: Home, name: str) -> list[str]:
+    """Make the registry what the ledger says; returns what was found, one line each.
+
+    Work that a crash left between ledger and aliases is finished. An alias that was moved by hand
+    is put back, which leaves a `repaired` entry. What only a person can decide is only said.
+    """
+    ledger, client = Ledger(home), open_client(home)
+    entries = own_entries(ledger, client, name)
+    if not entries:
+        raise BadInput(f"{name}: is not in the ledger of {home.root}; see sdft status")
+    found = drift(client, name, entries)
+    behind = ledger.cursor(ALIASES, name) < entries[-1].seq
+    if found and behind:
+        found = [f"{line}: finished" for line in found]
+    elif found and ledger.entries(name) == entries:  # or somebody is at it just now
+        ledger.append([Draft(kind="repaired", name=name, version=None, reason="; ".join(found))])
+        found = [f"{line}: moved by hand, put back" for line in found]
+    if found or behind:
+        mirror(home, name)
+    known = {one.version for one in entries if one.kind == "registered"}
+    there = versions_of(client, name)
+    found += [
+        f"{name}/{one}: is in the registry only; sdft learn or delete it"
+        for one in sorted(there - known, key=int)
+    ]
+    found += [
+        f"{name}/{one}: is in the ledger, but gone from the registry"
+        for one in sorted((v for v in known - there if v), key=int)
+    ]
+    return found

@@ -1,0 +1,53 @@
+"""Everything that is registered, for `sdft status`."""
+
+from schemas.base import Contract
+from tasks.home import Home
+from tasks.tracking import VERDICT_TAG, open_client
+
+
+class RegisteredVersion(Contract):
+    """A version as `sdft status` shows it."""
+
+    version: str
+    skill: str
+    verdict: str
+    aliases: tuple[str, ...]
+    parent: str
+    model_hash: str
+    run_id: str
+
+
+class RegisteredName(Contract):
+    """A registered model and its versions, oldest first."""
+
+    name: str
+    versions: tuple[RegisteredVersion, ...]
+
+
+def registry_status(home: Home) -> list[RegisteredName]:
+    """Everything that is registered in this home."""
+    client = open_client(home)
+    return [
+        RegisteredName(
+            name=model.name,
+            versions=tuple(
+                RegisteredVersion(
+                    version=str(one.version),
+                    skill=one.tags.get("sdft.skill", ""),
+                    verdict=one.tags.get(VERDICT_TAG, "none yet"),
+                    # search results carry no aliases of their own
+                    aliases=tuple(
+                        a for a, v in model.aliases.items() if str(v) == str(one.version)
+                    ),
+                    parent=one.tags.get("sdft.parent_version", ""),
+                    model_hash=one.tags.get("sdft.model_hash", ""),
+                    run_id=one.run_id or "",
+                )
+                for one in sorted(
+                    client.search_model_versions(f"name = '{model.name}'"),
+                    key=lambda one: int(one.version),
+                )
+            ),
+        )
+        for model in client.search_registered_models()
+    ]
