@@ -73,11 +73,12 @@ def register_stage(
     client, ledger = open_client(home), Ledger(home)
     ensure_model(client, name)
     with ledger.alone(name):  # another process may be at the same stage
+        entries = own_entries(ledger, client, name)
         version = find_version(client, name, stage.key)
         if version is None:
             version = _create_version(client, home, name, stage, parent_version)
         number = str(version.version)
-        registered = newest(own_entries(ledger, client, name), number, "registered")
+        registered = newest(entries, number, "registered")
         if registered is not None and registered.stage_key != stage.key:
             raise BadInput(
                 f"{name}/{number}: is another stage in the ledger; the registered model was "

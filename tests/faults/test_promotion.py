@@ -132,6 +132,7 @@ def test_a_registry_of_another_ledger_is_left_alone(
     with pytest.raises(BadInput, match="belongs to another ledger"):
         other.register(stage, None)
     assert aliases(demo) == ("3", "3")
+    assert len(demo.client.search_model_versions("name = 'demo'")) == 3
     assert Ledger(other.home).entries() == []
     for name in ("demo", "nobody"):
         with pytest.raises(BadInput, match="SDFT_LEDGER_URL|is not in the ledger"):
