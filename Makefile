@@ -32,7 +32,10 @@ lint: setup
 	$(BIN)/pyright
 
 bench: setup
-	@echo "benchmark  ours  peer  ratio"
+	$(BIN)/python benchmarks/verify_lineage.py
+	rm -rf .sdft/bench
+	$(BIN)/python benchmarks/retention_sweep.py examples/quickstart/curriculum.yaml .sdft/bench \
+		--rates 2e-4 --seeds 0
 
 clean:
 	rm -rf .venv .sdft

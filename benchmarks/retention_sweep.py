@@ -161,6 +161,7 @@ def main() -> None:
             print(lines[-1], flush=True)
             (arguments.work / "sweep.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
             (arguments.work / "sweep.json").write_text(json.dumps(results), encoding="utf-8")
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """The command line. Heavy libraries are imported inside the commands that need them."""
 
+import errno
 import json
 import os
 import signal
 import sys
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -15,6 +17,7 @@ from flows.options import (
     ERROR,
     INTERRUPTED,
     REFUSED,
+    TERMINATED,
     USER_ERROR,
     HomeOption,
     fail,
@@ -22,9 +25,8 @@ from flows.options import (
 )
 from schemas.base import BadInput
 from schemas.curriculum import HUB, Curriculum, load_curriculum
-from sdft.process import exclusive
-from tasks.children import ChildFailed
 from tasks.console import console, shown_address
+from tasks.failures import RunFailed, Terminated
 from tasks.home import Home
 
 app = typer.Typer(
@@ -34,22 +36,35 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+GOES_ON = "the same command goes on from what is finished"
+
 CurriculumFile = Annotated[Path, typer.Argument(help="The curriculum, a YAML file.")]
 
 
 def main() -> None:
     """Run the command line.
 
-    Exits 0 all passed, 1 error, 2 user's error, 3 refused or undecided, 4 disproved, 130 Ctrl-C.
+    Exits 0 all passed, 1 error, 2 user's error, 3 refused or undecided, 4 disproved, 130 Ctrl-C,
+    143 SIGTERM.
     """
+    signal.signal(signal.SIGTERM, _terminate)
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
         signal.signal(signal.SIGHUP, signal.default_int_handler)  # a closed terminal is a Ctrl-C
     try:
         app()
     except BadInput as error:
         fail(str(error), USER_ERROR)
-    except ChildFailed as error:
+    except RunFailed as error:
         fail(str(error), ERROR)
+    except OSError as error:
+        if error.errno not in DISK_TROUBLE:
+            raise
+        fail(f"{error.filename}: {error.strerror}; {GOES_ON}", ERROR)
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise Terminated
 
 
 def _open(curriculum_file: Path, home: Path) -> tuple[Curriculum, Home]:
@@ -84,15 +99,26 @@ def replay(
 
 def _learn(curriculum_file: Path, home: Path) -> None:
     _, opened = _open(curriculum_file, home)
+    from prefect import tags
+
     from flows.learn import learn as learn_flow
     from flows.show import show_learned
+    from tasks.tracking import Away
 
     try:
-        with exclusive(opened.root):  # a second run waits, and then finds everything done
+        with tags(opened.lease_key):
             learned = learn_flow(str(curriculum_file), str(opened.root))
+    except Terminated:
+        fail(f"terminated; {GOES_ON}", TERMINATED)
     except KeyboardInterrupt:
-        fail("interrupted; the same command goes on from the last checkpoint", INTERRUPTED)
+        fail(f"interrupted; {GOES_ON}", INTERRUPTED)
     show_learned(learned, opened)
+    if learned.report is None:
+        waiting = ", ".join(learned.unregistered) or "only the report is missing"
+        raise Away(
+            f"MLflow could not be reached; what waits to be registered: {waiting}. All of it is "
+            f"kept in {opened.root}: run the same command again when MLflow is back"
+        )
     if not all(row.passed for row in learned.matrix.rows):
         raise typer.Exit(REFUSED)
 
@@ -135,6 +161,32 @@ def matrix(
         print(json.dumps(found.model_dump(mode="json"), indent=2))
     else:
         show_matrix(found)
+
+
+@app.command()
+def sync(home: HomeOption = DEFAULT_HOME) -> None:
+    """Bring to MLflow what it missed of finished stages while it was away."""
+    opened = open_home(home)
+    from tasks.stageruns import sync_stages
+
+    for line in sync_stages(opened) or ["MLflow has all of every finished stage"]:
+        console.print(line, markup=False, soft_wrap=True)
+
+
+@app.command()
+def gc(
+    remove: Annotated[bool, typer.Option("--remove", help="Remove it; else only say it.")] = False,
+    older_than: Annotated[float, typer.Option(help="Hours since it was last touched.")] = 24.0,
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Say, or with --remove remove, what no alias, version, ledger entry or run reaches."""
+    opened = open_home(home)
+    from flows.show import show_garbage
+    from tasks.garbage import collect
+    from tasks.leases import leased
+
+    with leased(opened.lease_key, "gc", opened):  # a run that is at work is waited for
+        show_garbage(collect(opened, older_than * 3600, remove), remove)
 
 
 @app.command()

@@ -13,11 +13,15 @@ from schemas.results import MatrixRow, RetentionMatrix, SuiteSpec, Verdict
 from schemas.snapshot import SuiteData
 from sdft.matrix import build_matrix
 from tasks.basemodel import ModelDir, resolve_base_model
-from tasks.evaluation import ScoredCell, evaluate_model, log_scores, suite_spec
+from tasks.evaluation import ScoredCell, evaluate_model, suite_spec
 from tasks.gating import gate_stage
-from tasks.registration import register_stage, send_events, settle_registry
+from tasks.home import Home
+from tasks.leases import Fence, leased
+from tasks.publishing import JudgedStage, is_let_in, publish_stages, settle_registry
+from tasks.reconciling import reconcile_work
 from tasks.reporting import Report, report_run
-from tasks.training import TrainedStage, stage_spec, train_skill
+from tasks.stagefiles import StageInputs
+from tasks.training import stage_spec, train_skill
 from tasks.validation import validate_suite
 
 
@@ -28,7 +32,10 @@ class Learned(Contract):
     verdicts: tuple[Verdict, ...]
     trained: tuple[str, ...]
     """Skills that were trained now; the others were finished before."""
-    report: Report
+    unregistered: tuple[str, ...]
+    """Skills whose stages wait for MLflow: it could not be reached. The next run registers them."""
+    report: Report | None
+    """None where MLflow could not be reached."""
 
 
 class Prepared(Contract):
@@ -63,48 +70,65 @@ def learn(curriculum_file: str, home_dir: str) -> Learned:
     """Learn the skills of a curriculum one after the other; what is finished is not done again.
 
     A stage that is refused is registered as such, and the next one starts from its parent, unless
-    a person has let it in.
+    a person has let it in. Another run in the same home is waited for.
     """
-    curriculum = load_curriculum(Path(curriculum_file))
+    curriculum, home = load_curriculum(Path(curriculum_file)), Home(home_dir)
+    with leased(home.lease_key, curriculum.name, home) as run:
+        return _learn(curriculum, run, home_dir)
+
+
+def _learn(curriculum: Curriculum, run: Fence, home_dir: str) -> Learned:
+    reconcile_work(home_dir)
     prepared = prepare(curriculum, home_dir)
     settle_registry(curriculum.name, home_dir)
+    name, home = curriculum.name, Home(home_dir)
     general = [suite.name for suite in curriculum.general]
 
     base_cells = _evaluate("base", prepared.base, curriculum, prepared, 0, home_dir)
     rows = [_row(curriculum, 0, None, None, prepared.base, base_cells)]
-    stages: list[TrainedStage] = []
-    verdicts: list[Verdict] = []
+    judged: list[JudgedStage] = []
+    versions: dict[int, str] = {}
     parent = prepared.base
     for number, skill in enumerate(curriculum.skills, 1):
         data = prepared.data[skill.name]
         spec = stage_spec(skill, data, parent, curriculum.seed, curriculum.runtime)
-        stage = train_skill(spec, number, data, curriculum.name, home_dir)
-        cells = _evaluate(skill.name, stage.model, curriculum, prepared, number, home_dir)
-        log_scores(stage.run_id, cells, home_dir)
+        inputs = StageInputs(curriculum=name, stage=number, data=data)
+        with leased(spec.key, skill.name, home) as fence:  # until others find it registered
+            stage = train_skill(spec, inputs, fence, home_dir)
+            cells = _evaluate(skill.name, stage.model, curriculum, prepared, number, home_dir)
 
-        kept = [row for row in rows if row.passed]
-        kept[-1] = _scored_on(skill, kept[-1], parent, curriculum, prepared, home_dir)
-        row = _row(curriculum, number, skill.name, kept[-1].stage, stage.model, cells)
-        rules = {suite.name: suite.gate for suite in curriculum.suites}
-        verdict = gate_stage(row, kept, rules, general, stage.run_id, home_dir)
-        registered = register_stage(curriculum.name, stage, verdict, kept[-1].version, home_dir)
+            kept = [row for row in rows if row.passed]
+            kept[-1] = _scored_on(skill, kept[-1], parent, curriculum, prepared, home_dir)
+            row = _row(curriculum, number, skill.name, kept[-1].stage, stage.model, cells)
+            rules = {suite.name: suite.gate for suite in curriculum.suites}
+            verdict = gate_stage(row, kept, rules, general, home_dir)
+            judged.append(
+                JudgedStage(
+                    trained=stage, cells=cells, verdict=verdict, parent_stage=kept[-1].stage
+                )
+            )
+            versions = publish_stages(name, judged, versions, run, home_dir)
 
-        judged = {"passed": registered.let_in, "decision": verdict.decision}
-        rows.append(row.model_copy(update=judged | {"version": registered.version}))
-        stages.append(stage)
-        verdicts.append(verdict)
-        send_events(curriculum.name, home_dir)
-        if registered.let_in:
+        let_in = is_let_in(home, name, versions.get(number), verdict)
+        rows.append(row.model_copy(update={"passed": let_in, "decision": verdict.decision}))
+        if let_in:
             parent = stage.model
 
+    rows = [row.model_copy(update={"version": versions.get(row.stage)}) for row in rows]
     skills = [skill.name for skill in curriculum.skills]
-    matrix = build_matrix(curriculum.name, skills, general, rows)
-    general_items = [prepared.data[name].eval for name in general]
+    matrix = build_matrix(name, skills, general, rows)
+    general_items = [prepared.data[one].eval for one in general]
+    missing = [one.trained.skill for one in judged if one.trained.stage not in versions]
     return Learned(
         matrix=matrix,
-        verdicts=tuple(verdicts),
-        trained=tuple(stage.skill for stage in stages if stage.trained_now),
-        report=report_run(curriculum, matrix, stages, base_cells, general_items, home_dir),
+        verdicts=tuple(one.verdict for one in judged),
+        trained=tuple(one.trained.skill for one in judged if one.trained.trained_now),
+        unregistered=tuple(missing),
+        report=None
+        if missing
+        else report_run(
+            curriculum, matrix, [one.trained for one in judged], base_cells, general_items, home_dir
+        ),
     )
 
 

@@ -10,7 +10,7 @@ from schemas.base import BadInput
 from tasks.console import error_console
 from tasks.home import Home
 
-ERROR, USER_ERROR, REFUSED, DISPROVED, INTERRUPTED = 1, 2, 3, 4, 130
+ERROR, USER_ERROR, REFUSED, DISPROVED, INTERRUPTED, TERMINATED = 1, 2, 3, 4, 130, 143
 
 HomeOption = Annotated[
     Path,

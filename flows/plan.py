@@ -2,15 +2,23 @@
 
 from typing import Literal
 
-from flows.learn import prepare
+from flows.learn import Prepared, prepare
 from schemas.base import Contract
-from schemas.curriculum import Curriculum
-from sdft.record import verified_record
+from schemas.curriculum import Curriculum, Suite
+from schemas.results import EvaluationSpec, Verdict
+from schemas.settings import GateSettings
+from sdft.record import library_versions, verified_record
 from sdft.schedule import total_steps
-from tasks.basemodel import describe_model
+from tasks.basemodel import ModelDir, describe_model
+from tasks.evaluation import suite_spec
 from tasks.home import Home
-from tasks.registration import stage_verdict
+from tasks.stagefiles import finished_dir
 from tasks.training import stage_spec
+from tasks.verdicts import standing_verdict
+
+Action = Literal["reused", "judged anew", "learned", "open"]
+"""`judged anew`: the model is there, but no verdict on it by these rules on these items. `open`:
+reused or learned, which hangs on a verdict that is still to be made."""
 
 
 class PlannedStage(Contract):
@@ -20,7 +28,7 @@ class PlannedStage(Contract):
     demonstrations: int
     items: int
     steps: int
-    action: Literal["reused", "learned"]
+    action: Action
 
 
 class Plan(Contract):
@@ -36,28 +44,74 @@ def plan_curriculum(curriculum: Curriculum, home: Home) -> Plan:
     """The plan; a stage after one that is still to be learned is to be learned as well."""
     prepared = prepare(curriculum, str(home.root))
     parent = prepared.base
+    kept: list[Suite] = []
     stages: list[PlannedStage] = []
-    known = True
-    for skill in curriculum.skills:
+    action: Action = "reused"
+    for number, skill in enumerate(curriculum.skills, 1):
         data = prepared.data[skill.name]
         assert data.train is not None
         spec = stage_spec(skill, data, parent, curriculum.seed, curriculum.runtime)
-        directory = home.stages / spec.key[:32]
-        known = known and verified_record(directory) is not None
+        directory = finished_dir(home, spec)
+        if action == "judged anew":
+            action = "open"
+        elif action == "reused" and verified_record(directory) is None:
+            action = "learned"
+        if action == "reused":
+            model = describe_model(directory / "model")
+            judged_on = [skill, *kept, *curriculum.general]
+            rules = _rules(model, judged_on, curriculum, prepared)
+            standing = standing_verdict(home, curriculum.name, spec.key)
+            if standing is None or not _stands(standing.verdict, number, rules):
+                action = "judged anew"
+            elif standing.let_in:
+                parent = model
+                kept.append(skill)
         stages.append(
             PlannedStage(
                 skill=skill.name,
                 demonstrations=data.train.rows,
                 items=data.eval.rows,
                 steps=total_steps(skill.training, data.train.rows),
-                action="reused" if known else "learned",
+                action=action,
             )
         )
-        if known and stage_verdict(home, curriculum.name, spec.key) == "pass":
-            parent = describe_model(directory / "model")
     return Plan(
         curriculum=curriculum.name,
         base_path=prepared.base.path,
         base_hash=prepared.base.model_hash,
         stages=tuple(stages),
     )
+
+
+Rules = dict[str, tuple[GateSettings, str | None]]
+"""By suite, the new skill's first: the gate's settings, and the fingerprint of what it looks at."""
+
+
+def _rules(
+    model: ModelDir, suites: list[Suite], curriculum: Curriculum, prepared: Prepared
+) -> Rules:
+    """What a verdict on a model would be made by."""
+    spec = EvaluationSpec(
+        model_dir=model.path,
+        model_hash=model.model_hash,
+        template_hash=model.template_hash,
+        suites=(),
+        settings=curriculum.evaluation,
+        libraries=library_versions(),
+    )
+    return {
+        suite.name: (
+            suite.gate,
+            spec.fingerprint(suite_spec(suite, prepared.data[suite.name].eval)),
+        )
+        for suite in suites
+    }
+
+
+def _stands(verdict: Verdict, stage: int, rules: Rules) -> bool:
+    """Whether the gate would come to this verdict again."""
+    made_by: Rules = {
+        one.suite: (one.settings, one.candidate_cell and one.candidate_cell.fingerprint)
+        for one in verdict.judgements
+    }
+    return verdict.stage == stage and [*made_by.items()] == [*rules.items()]

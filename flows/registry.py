@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flows.options import DEFAULT_HOME, DISPROVED, HomeOption, fail, open_home
+from flows.options import DEFAULT_HOME, DISPROVED, ERROR, HomeOption, fail, open_home
 from schemas.base import BadInput, Contract, write_atomically
 from schemas.ledger import Entry
 from tasks.console import console, shown_address
@@ -84,17 +84,13 @@ def reconcile(
     name: Annotated[str | None, typer.Argument(help="One model; default: all.")] = None,
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
-    """Make the registry's aliases what the ledger says, and send the events still owed."""
+    """Tidy up after dead processes, make the aliases what the ledger says, send events owed."""
     opened = open_home(home)
-    from tasks.aliases import reconcile as reconcile_name
-    from tasks.events import deliver
-    from tasks.ledger import Ledger
+    from flows.reconcile import reconcile_all
 
-    names = [name] if name else sorted({entry.name for entry in Ledger(opened).entries()})
-    for one in names:
-        for line in reconcile_name(opened, one) or [f"{one}: registry and ledger agree"]:
+    for one, found in reconcile_all(opened, name, in_flow=False).items():
+        for line in found or ([f"{one}: registry and ledger agree"] if one else []):
             console.print(line, markup=False, soft_wrap=True)
-        deliver(opened, one)
 
 
 @app.command()
@@ -172,21 +168,25 @@ def lineage(
 def trace(
     wanted: Annotated[
         str,
-        typer.Argument(help="A skill, or the hash (8+ digits) of a data row, data set or model."),
+        typer.Argument(
+            help="A skill, or the hash (8+ digits) of a data row, data set, model or base model."
+        ),
     ],
     as_json: AsJson = False,
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
-    """Which versions hold a skill, or what a hash names."""
+    """Which versions hold a skill, or what a hash names; exit 1 where not all could be read."""
     opened = open_home(home)
     from flows.show_lineage import show_traces
     from tasks.lineage import trace as find
 
     traces = find(opened, wanted)
     if as_json:
-        _print_json(traces)
+        print(traces.model_dump_json(indent=2))
     else:
         show_traces(wanted, traces)
+    if traces.unread:
+        fail(f"incomplete: versions that could not be read: {len(traces.unread)}", ERROR)
 
 
 @app.command()

@@ -15,8 +15,13 @@ from tasks.status import RegisteredName
 if TYPE_CHECKING:  # showing a status must not cost the import of Prefect
     from flows.learn import Learned
     from flows.plan import Plan
+    from tasks.garbage import Garbage
 
 DECISIONS = {"pass": ("pass", "green"), "ask": ("ask", "yellow"), "refuse": ("refused", "red")}
+ACTIONS = {
+    "judged anew": "reused, but judged anew",
+    "open": "reused or learned, as that verdict comes out",
+}
 MEASURES = {
     "average": "mean score of the learned skills now",
     "backward_transfer": "change of earlier skills since they were learned",
@@ -41,11 +46,22 @@ def show_learned(learned: "Learned", home: Home) -> None:
         kept = any(row.passed and row.version == champion for row in learned.matrix.rows)
         note = "" if kept else ", as it was before this curriculum"
         console.print(f"champion: [bold]models:/{name}/{champion}[/bold]{note}")
-    console.print(
-        f"look next: [bold]sdft ui --home {home.root}[/bold], run {learned.report.run_id} "
-        f"(retention/matrix.png, retention/curves.png)",
-        soft_wrap=True,
-    )
+    if learned.report is not None:
+        console.print(
+            f"look next: [bold]sdft ui --home {home.root}[/bold], run {learned.report.run_id} "
+            f"(retention/matrix.png, retention/curves.png)",
+            soft_wrap=True,
+        )
+
+
+def show_garbage(found: list["Garbage"], removed: bool) -> None:
+    """What can go or went, by kind, with its bytes."""
+    for one in found:
+        console.print(f"{one.size_bytes / 2**20:>9.1f} MiB  {one.what}: ", end="")
+        console.print(one.path, markup=False, soft_wrap=True)
+    size = sum(one.size_bytes for one in found)
+    verdict = "removed" if removed else "can be removed: sdft gc --remove"
+    console.print(f"{size / 2**20:>9.1f} MiB ({size} bytes) in {len(found)} places {verdict}")
 
 
 def show_matrix(matrix: RetentionMatrix) -> None:
@@ -80,7 +96,8 @@ def show_plan(plan: "Plan") -> None:
     for number, stage in enumerate(plan.stages, 1):
         numbers = (str(stage.demonstrations), str(stage.items), str(stage.steps))
         style = "green" if stage.action == "reused" else ""
-        table.add_row(f"{number} {stage.skill}", *numbers, stage.action, style=style)
+        action = ACTIONS.get(stage.action, stage.action)
+        table.add_row(f"{number} {stage.skill}", *numbers, action, style=style)
     console.print(table)
     console.print(
         f"base model {plan.base_path} ({plan.base_hash[:12]}); all data passed its checks"

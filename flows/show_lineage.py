@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.tree import Tree
 
 from schemas.ledger import Entry
-from schemas.lineage import Lineage, LineageDiff, LineageStage, Trace
+from schemas.lineage import BASE_MODEL, Lineage, LineageDiff, LineageStage, Traces
 from tasks.console import console
 
 if TYPE_CHECKING:  # showing a ledger must not cost the import of MLflow
@@ -90,20 +90,25 @@ def show_ledger(name: str, entries: Sequence[Entry]) -> None:
     console.print(table)
 
 
-def show_traces(wanted: str, traces: Sequence[Trace]) -> None:
-    """One line a version that holds what was looked for."""
-    if not traces:
-        console.print(f"no version holds {wanted}", markup=False)
-        return
-    table = Table(title=f"versions that hold {wanted}", title_justify="left", box=None)
-    for column in ("version", "aliases", "through", "found"):
-        table.add_column(column)
-    for one in traces:
-        came = f"{one.skill}, learned by version {one.came_with}"
-        aliases = ", ".join(one.aliases)
-        style = "bold" if one.aliases else ""
-        table.add_row(f"{one.name}/{one.version}", aliases, came, one.found, style=style)
-    console.print(table)
+def show_traces(wanted: str, traces: Traces) -> None:
+    """One line a version that holds what was looked for, and one a version that was not read."""
+    if traces.found:
+        table = Table(title=f"versions that hold {wanted}", title_justify="left", box=None)
+        for column in ("version", "aliases", "through", "found"):
+            table.add_column(column)
+        for one in traces.found:
+            below = "below " if one.found == BASE_MODEL else ""
+            came = f"{below}{one.skill}, learned by version {one.came_with}"
+            aliases = ", ".join(one.aliases)
+            style = "bold" if one.aliases else ""
+            table.add_row(f"{one.name}/{one.version}", aliases, came, one.found, style=style)
+        console.print(table)
+    else:
+        could = " that could be read" if traces.unread else ""
+        console.print(f"no version{could} holds {wanted}", markup=False)
+    for one in traces.unread:
+        line = f"not read: {one.name}/{one.version}, with all that is built on it: {one.reason}"
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
 
 
 def show_diff(found: LineageDiff) -> None:

@@ -6,6 +6,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from schemas.digest import digest_json
+
 
 class BadInput(ValueError):
     """A user's mistake: the message says what is wrong, where, and what would be right."""
@@ -20,6 +22,16 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold a file's content, or which names a directory has, before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class Contract(BaseModel):
@@ -32,6 +44,8 @@ class Contract(BaseModel):
         """The value in a file; raises BadInput, with the file, where it holds no such value."""
         try:
             return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise BadInput(f"{path}: is not there") from None
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))
@@ -45,3 +59,25 @@ class Contract(BaseModel):
 
     def write(self, path: Path) -> None:
         write_atomically(path, self.text)
+
+
+class Sealed(Contract):
+    """A contract that carries its own hash, so that one altered in its file is found."""
+
+    hash: str = ""
+
+    @property
+    def sealed(self) -> str:
+        """What `hash` must be: sha256 over everything else."""
+        return digest_json(self.model_dump(mode="json", exclude={"hash"}))
+
+    def seal(self) -> Self:
+        return self.model_copy(update={"hash": self.sealed})
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The value in a file; raises BadInput where it is none, or not as it was sealed."""
+        value = super().read(path)
+        if value.hash != value.sealed:
+            raise BadInput(f"{path}: was altered after it was written")
+        return value

@@ -92,14 +92,34 @@ class LineageDiff(Contract):
     """By suite: score of `after` minus that of `before`."""
 
 
+BASE_MODEL = "base model"
+"""What `Trace.found` says of a base model."""
+
+
 class Trace(Contract):
     """Where something that was looked for went."""
 
     name: str
     version: str
     skill: str
-    """The skill through which it came in."""
+    """The skill through which it came in; for a base model, the first one learned on it."""
     came_with: str
     """The version whose stage learned it; `version` is this one or built on it."""
     found: str
     aliases: tuple[str, ...]
+
+
+class Unread(Contract):
+    """A version that may hold what was looked for, and so may all that are built on it."""
+
+    name: str
+    version: str
+    reason: str
+    """Why it could not be looked at."""
+
+
+class Traces(Contract):
+    """The answer of a trace; complete only where nothing is unread."""
+
+    found: tuple[Trace, ...]
+    unread: tuple[Unread, ...]

@@ -63,7 +63,10 @@ class RuntimeSettings(Contract):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     micro_batch: Annotated[int, Field(ge=1)] | None = None
     """Sequences a forward and backward pass; default: the whole step at once."""
-    checkpoint_every_steps: Annotated[int, Field(ge=1)] = 50
+    checkpoint_every_steps: Annotated[int, Field(ge=1)] | None = None
+    """Exactly so often, whatever it costs."""
+    checkpoint_every_s: Annotated[float, Field(gt=0.0)] = 300.0
+    """And when so much time has passed; later where saving would take over 5% of the time."""
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
     rollouts_a_step: Annotated[int, Field(ge=0)] = 2
     """Rollouts kept a step for people to read."""

@@ -1,16 +1,18 @@
 """Validated data: what a stage and an evaluation stand on."""
 
-from schemas.base import Contract
+from schemas.base import Contract, Sealed
+from schemas.stage import FileDigest
 
 
-class Snapshot(Contract):
+class Snapshot(Sealed):
     """A validated data set in canonical form."""
 
     name: str
     source: str
     directory: str
     file: str
-    file_sha256: str
+    files: tuple[FileDigest, ...]
+    """Of the directory: rows, validation result, its page, what is in quarantine."""
     data_hash: str
     rows: int
     quarantined: int

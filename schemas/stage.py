@@ -1,6 +1,6 @@
 """One stage of training: what goes in, its identity, and the record of what came out."""
 
-from schemas.base import Contract
+from schemas.base import Contract, Sealed
 from schemas.digest import digest_json
 from schemas.settings import RuntimeSettings, TrainingSettings
 
@@ -45,15 +45,21 @@ class FileDigest(Contract):
     sha256: str
 
 
-class StageRecord(Contract):
+class StageRecord(Sealed):
     """Written last into a stage directory: the stage is finished, and this is what it holds."""
 
     key: str
     spec: StageSpec
     model_hash: str
     files: tuple[FileDigest, ...]
+    """Of model/."""
+    logs: tuple[FileDigest, ...]
+    """The curve and the rollouts."""
     steps: int
     train_seconds: float
+    """Of the process that ended the stage; one that went on from a checkpoint has a part of it."""
+    checkpoint_seconds: float
+    """What saving took of them."""
     peak_memory_bytes: int
     code_version: str
     environment: dict[str, str]

@@ -67,6 +67,15 @@ def skills_of(entries: Iterable[Entry], version: str | None) -> set[str]:
     return {one.skill for one in ancestry(entries, version) if one.skill is not None}
 
 
+def let_in(entries: Sequence[Entry], version: str) -> bool:
+    """Whether the next stage may start from a version: it passed, or a person overrode that."""
+    verdict, override = (newest(entries, version, kind) for kind in ("verdict", "overridden"))
+    if verdict is None:
+        return False
+    overridden = override is not None and override.verdict_hash == verdict.verdict_hash
+    return verdict.decision == "pass" or overridden
+
+
 def about(registration: Draft, kind: Kind, verdict_hash: str | None, decision: str | None) -> Draft:
     """An entry about a registered version: its identity and hashes, and its verdict's."""
     fields = {field: getattr(registration, field) for field in Draft.model_fields}

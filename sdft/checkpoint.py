@@ -3,8 +3,9 @@
 Order of batches and random numbers are functions of (seed, step), so they need no state here.
 """
 
-import os
 import shutil
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,133 +13,137 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from schemas.base import Contract
-from schemas.digest import digest_file
+from schemas.base import BadInput, Sealed, sync
+from schemas.settings import RuntimeSettings
 from schemas.stage import FileDigest
+from sdft.files import disk_errors, placed
+from sdft.modelfiles import all_files
+from sdft.stagelog import METRICS
 from sdft.teacher import Teacher
 
 _MANIFEST = "manifest.json"
+_COMPLETE = "COMPLETE"
+MAX_SHARE = 0.05
+"""What saving by the clock may take of the time."""
 
 
-class Manifest(Contract):
-    """Written last into a checkpoint."""
+class Manifest(Sealed):
+    """What a checkpoint holds."""
 
     key: str
     step: int
     files: tuple[FileDigest, ...]
 
 
-def save_checkpoint(
-    folder: Path,
-    step: int,
-    key: str,
-    model: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
-    teacher: Teacher | None,
-    keep: int,
-) -> Path:
-    """Write the state after `step` steps to folder/step-N, whole or not at all; keep the last."""
-    partial = folder / f".partial-{os.getpid()}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    contents = {
-        "model": dict(model.named_parameters()),
-        "optimizer": _optimizer_tensors(model, optimizer),
-        "teacher": teacher.state() if teacher else {},
-    }
-    for name, tensors in contents.items():
-        if tensors:
-            save_file(
-                {k: t.detach().contiguous() for k, t in tensors.items()},
-                partial / f"{name}.safetensors",
-            )
-    files = []
-    for path in sorted(partial.iterdir()):
-        _fsync(path)
-        files.append(
-            FileDigest(path=path.name, size_bytes=path.stat().st_size, sha256=digest_file(path))
-        )
-    Manifest(key=key, step=step, files=tuple(files)).write(partial / _MANIFEST)
-    target = folder / f"step-{step:06d}"
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
-    _fsync(folder)
-    for old in sorted(folder.glob("step-*"))[:-keep]:
-        shutil.rmtree(old)
-    return target
+@dataclass
+class Checkpoints:
+    """The checkpoints of one stage: `folder`/step-N, the newest `runtime.keep_checkpoints`."""
 
+    folder: Path
+    key: str
+    runtime: RuntimeSettings
+    model: PreTrainedModel
+    optimizer: torch.optim.Optimizer
+    teacher: Teacher | None
+    seconds: float = 0.0
+    """What saving has cost since the start."""
+    _cost_s: float = 0.0
+    _saved_at: float = field(default_factory=time.monotonic)
 
-def load_checkpoint(
-    folder: Path,
-    key: str,
-    model: PreTrainedModel,
-    optimizer: torch.optim.Optimizer,
-    teacher: Teacher | None,
-) -> int:
-    """Load the newest checkpoint of this stage whose hashes verify; returns its step, 0 for none.
+    def due(self, step: int) -> bool:
+        """Whether to save after `step` steps: every so many of them exactly, and by the clock.
 
-    One that does not verify is set aside under another name, with a message.
-    """
-    for path in sorted(folder.glob("step-*"), reverse=True):
-        if (problem := _problem(path, key)) is None:
-            break
-        print(f"checkpoint {path.name} is set aside: {problem}", flush=True)
-        shutil.rmtree(folder / f"bad-{path.name}", ignore_errors=True)
-        path.rename(folder / f"bad-{path.name}")
-    else:
-        return 0
-    _copy_into(dict(model.named_parameters()), load_file(path / "model.safetensors"))
-    if teacher and teacher.state():
-        _copy_into(teacher.state(), load_file(path / "teacher.safetensors"))
-    _load_optimizer(model, optimizer, load_file(path / "optimizer.safetensors"))
-    return Manifest.read(path / _MANIFEST).step
+        The clock's interval is stretched where saving would take more than MAX_SHARE of the time.
+        """
+        every = self.runtime.checkpoint_every_steps
+        if every is not None and step % every == 0:
+            return True
+        since_s = time.monotonic() - self._saved_at
+        return since_s >= max(self.runtime.checkpoint_every_s, self._cost_s / MAX_SHARE)
 
+    def save(self, step: int, metrics: bytes) -> None:
+        """Write the state after `step` steps, whole or not at all; `metrics` are its curve so far.
 
-def _problem(path: Path, key: str) -> str | None:
-    if not (path / _MANIFEST).is_file():
-        return "it has no manifest"
-    try:
+        Files, then the manifest with their hashes, then the name, then the mark that all is there;
+        only then are older ones removed.
+        """
+        began = time.monotonic()
+        self.folder.mkdir(exist_ok=True)
+        target = self.folder / f"step-{step:06d}"
+        with placed(target) as partial:
+            contents = {
+                "model": dict(self.model.named_parameters()),
+                "optimizer": self._optimizer_tensors(),
+                "teacher": self.teacher.state() if self.teacher else {},
+            }
+            for name, tensors in contents.items():
+                if tensors:
+                    saved = {k: one.detach().contiguous() for k, one in tensors.items()}
+                    with disk_errors(path := partial / f"{name}.safetensors"):
+                        save_file(saved, path)
+            (partial / METRICS).write_bytes(metrics)
+            manifest = Manifest(key=self.key, step=step, files=all_files(partial))
+            manifest.seal().write(partial / _MANIFEST)
+        (target / _COMPLETE).touch()
+        sync(target)
+        for old in sorted(self.folder.glob("step-*"))[: -self.runtime.keep_checkpoints]:
+            shutil.rmtree(old)
+        self._saved_at = time.monotonic()
+        self._cost_s = self._saved_at - began
+        self.seconds += self._cost_s
+
+    def load(self) -> tuple[int, bytes]:
+        """Load the newest checkpoint of this stage whose hashes verify.
+
+        Returns its step and the metrics up to it, 0 and none where there is no checkpoint. One that
+        does not verify is set aside under another name, with a message.
+        """
+        for path in sorted(self.folder.glob("step-*"), reverse=True):
+            try:
+                manifest = self._verified(path)
+            except BadInput as problem:
+                print(f"checkpoint {path.name} is set aside: {problem}", flush=True)
+                shutil.rmtree(self.folder / f"bad-{path.name}", ignore_errors=True)
+                path.rename(self.folder / f"bad-{path.name}")
+                continue
+            _copy_into(dict(self.model.named_parameters()), load_file(path / "model.safetensors"))
+            if self.teacher and self.teacher.state():
+                _copy_into(self.teacher.state(), load_file(path / "teacher.safetensors"))
+            self._load_optimizer(load_file(path / "optimizer.safetensors"))
+            print(f"goes on after step {manifest.step}", flush=True)
+            return manifest.step, (path / METRICS).read_bytes()
+        return 0, b""
+
+    def _verified(self, path: Path) -> Manifest:
+        """The manifest of a checkpoint that is whole; raises BadInput with what is not."""
+        if not (path / _COMPLETE).is_file():
+            raise BadInput("it was not finished")
+        if not (path / _MANIFEST).is_file():
+            raise BadInput("it has no manifest")
         manifest = Manifest.read(path / _MANIFEST)
-    except ValueError as error:
-        return f"its manifest cannot be read: {error}"
-    if manifest.key != key:
-        return "it belongs to another stage"
-    for file in manifest.files:
-        if not (path / file.path).is_file() or digest_file(path / file.path) != file.sha256:
-            return f"{file.path} is not the file that was saved"
-    return None
+        if manifest.key != self.key:
+            raise BadInput("it belongs to another stage")
+        if all_files(path, lambda name: name.name not in (_MANIFEST, _COMPLETE)) != manifest.files:
+            raise BadInput("its files are not those that were saved")
+        return manifest
 
+    def _optimizer_tensors(self) -> dict[str, Tensor]:
+        return {
+            f"{name}/{field}": value
+            for name, parameter in self.model.named_parameters()
+            for field, value in self.optimizer.state.get(parameter, {}).items()
+        }
 
-def _optimizer_tensors(
-    model: PreTrainedModel, optimizer: torch.optim.Optimizer
-) -> dict[str, Tensor]:
-    return {
-        f"{name}/{field}": value
-        for name, parameter in model.named_parameters()
-        for field, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def _load_optimizer(
-    model: PreTrainedModel, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
-) -> None:
-    parameters = dict(model.named_parameters())
-    for key, value in tensors.items():
-        name, field = key.rsplit("/", 1)
-        parameter = parameters[name]
-        place = value if field == "step" else value.to(parameter.device)
-        optimizer.state[parameter][field] = place
+    def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
+        parameters = dict(self.model.named_parameters())
+        for key, value in tensors.items():
+            name, field = key.rsplit("/", 1)
+            parameter = parameters[name]
+            place = value if field == "step" else value.to(parameter.device)
+            self.optimizer.state[parameter][field] = place
 
 
 @torch.no_grad()
 def _copy_into(parameters: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
     for name, parameter in parameters.items():
         parameter.copy_(saved[name])
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from schemas.base import BadInput
+from schemas.base import BadInput, sync
 from schemas.curriculum import HUB, DataSource
 from schemas.data import EVAL_SCHEMA, TRAIN_SCHEMA
 from schemas.digest import canonical_json, digest_json
@@ -261,6 +261,7 @@ def write_table(table: pa.Table, path: Path) -> None:
     """Write zstd Parquet so that `path` is whole or absent."""
     partial = path.with_name(f".{path.name}.partial")
     pq.write_table(table, partial, compression="zstd")
+    sync(partial)
     partial.replace(path)
 
 

@@ -6,20 +6,18 @@ reads an `EvaluationSpec` and writes one directory a cell, named by its key: ite
 cell.json, whole or not at all. Cells that are there already are left as they are.
 """
 
-import os
-import shutil
 import time
-from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
-from scipy.stats import binomtest
 
 from schemas.data import ITEM_SCHEMA
 from schemas.digest import digest_file
-from schemas.results import Cell, EvaluationSpec, SuiteSpec
+from schemas.results import EvaluationSpec, SuiteSpec
 from schemas.templates import student_messages
+from sdft.cells import CELL, ITEMS, cell_of
 from sdft.data import Item, read_items, write_table
+from sdft.files import placed
 from sdft.model import LanguageModel, load_model, pick_device
 from sdft.process import Stop, run_program
 from sdft.rollout import Completion, Sampling, generate
@@ -32,7 +30,7 @@ def evaluate(spec: EvaluationSpec, cells_dir: Path, stop: Stop) -> bool:
     lm = None
     for suite in spec.suites:
         target = cells_dir / spec.cell_key(suite)
-        if (target / "cell.json").is_file():
+        if (target / CELL).is_file():
             continue
         if stop.requested:
             return False
@@ -103,32 +101,10 @@ def _write_cell(
     seconds: float,
     target: Path,
 ) -> None:
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    write_table(pa.Table.from_pylist(results, schema=ITEM_SCHEMA), partial / "items.parquet")
-    counts = Counter(result["status"] for result in results)
-    correct = sum(result.get("score") == 1.0 for result in results)
-    interval = binomtest(correct, len(results)).proportion_ci(method="wilson")
-    cell = Cell(
-        model_hash=spec.model_hash,
-        suite_hash=suite.suite_hash,
-        fingerprint=spec.fingerprint(suite),
-        items=len(results),
-        scored=counts["scored"],
-        errors=counts["error"],
-        invalid=counts["invalid"],
-        unrun=counts["unrun"],
-        score=correct / len(results),
-        interval=(interval.low, interval.high),
-        items_sha256=digest_file(partial / "items.parquet"),
-        seconds=seconds,
-    )
-    cell.write(partial / "cell.json")
-    if target.exists():  # another evaluator made the same cell meanwhile
-        shutil.rmtree(partial)
-    else:
-        partial.rename(target)
+    with placed(target) as partial:
+        write_table(pa.Table.from_pylist(results, schema=ITEM_SCHEMA), partial / ITEMS)
+        items_sha256 = digest_file(partial / ITEMS)
+        cell_of(spec, suite, results, items_sha256, seconds).write(partial / CELL)
 
 
 def main(spec_file: Path, cells_dir: Path, stop: Stop) -> bool:

@@ -1,21 +1,30 @@
 """What the trainer and the evaluator share as programs: signals, exit codes, one at a time."""
 
 import fcntl
+import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from schemas.base import BadInput
-from schemas.stage import EXIT_BAD_INPUT, EXIT_STOPPED
+from schemas.stage import EXIT_BAD_INPUT, EXIT_ERROR, EXIT_STOPPED
 
 ERROR_MARK = "error: "
+PARENT_HOLDS_STDIN = "SDFT_PARENT_HOLDS_STDIN"
+"""Set for a child whose standard input its parent keeps open for as long as it lives."""
+
+
+class StageFailed(Exception):
+    """A stage cannot go on; the message says what to change."""
 
 
 class Stop:
-    """Set by SIGTERM and SIGINT; the program ends at its next good moment."""
+    """Set by SIGTERM, SIGINT and the parent's death; the program ends at its next good moment."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -26,6 +35,13 @@ class Stop:
 
         signal.signal(signal.SIGTERM, request)
         signal.signal(signal.SIGINT, request)
+        if os.environ.get(PARENT_HOLDS_STDIN):
+            threading.Thread(target=self._outlive_nobody, daemon=True).start()
+
+    def _outlive_nobody(self) -> None:
+        while os.read(sys.stdin.fileno(), 1):
+            pass
+        self.requested = True
 
 
 @contextmanager
@@ -41,6 +57,18 @@ def exclusive(directory: Path) -> Generator[None]:
         yield
 
 
+def is_locked(directory: Path) -> bool:
+    """Whether some process holds the directory's lock."""
+    try:
+        with (directory / ".lock").open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
+
+
 def run_program(main: Callable[[Path, Path, Stop], bool]) -> None:
     """Run `main(spec file, directory, stop)` from the command line and exit with what it means."""
     if len(sys.argv) != 3:
@@ -53,6 +81,34 @@ def run_program(main: Callable[[Path, Path, Stop], bool]) -> None:
     try:
         finished = main(Path(sys.argv[1]), Path(sys.argv[2]), stop)
     except BadInput as error:
-        print(f"{ERROR_MARK}{error}", file=sys.stderr, flush=True)
-        sys.exit(EXIT_BAD_INPUT)
+        _end(str(error), EXIT_BAD_INPUT)
+    except (StageFailed, OSError, RuntimeError, MemoryError) as error:
+        if (problem := _explained(error)) is None:
+            raise
+        _end(problem, EXIT_ERROR)
     sys.exit(0 if finished else EXIT_STOPPED)
+
+
+def _end(problem: str, code: int) -> NoReturn:
+    print(f"{ERROR_MARK}{problem}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def _explained(error: Exception) -> str | None:
+    """What a person can do about an error that is no fault of the program; None for any other."""
+    if isinstance(error, StageFailed):
+        return str(error)
+    if isinstance(error, OSError):
+        return (
+            f"{error.filename or 'a file'}: {error.strerror or error}; the last good checkpoint is "
+            "untouched: put the disk in order and run the same command again"
+        )
+    from torch import OutOfMemoryError
+
+    of_memory = isinstance(error, MemoryError | OutOfMemoryError)
+    if of_memory or "can't allocate memory" in str(error):
+        return (
+            f"out of memory ({str(error).splitlines()[0]}); the last good checkpoint is untouched: "
+            "set runtime.micro_batch to less than it is, or give it more memory"
+        )
+    return None

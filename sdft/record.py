@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from schemas.base import BadInput
-from schemas.stage import StageRecord, StageSpec
-from sdft.modelfiles import model_files, model_hash
+from schemas.stage import FileDigest, StageRecord, StageSpec
+from sdft.files import disk_errors, placed
+from sdft.modelfiles import all_files, model_files, model_hash
+from sdft.stagelog import METRICS
 
 if TYPE_CHECKING:  # reading a record must not cost the import of torch
     from sdft.model import LanguageModel
@@ -20,31 +22,42 @@ RECORD = "record.json"
 
 
 def finish_stage(
-    spec: StageSpec, directory: Path, lm: "LanguageModel", steps: int, seconds: float
+    spec: StageSpec,
+    directory: Path,
+    lm: "LanguageModel",
+    steps: int,
+    seconds: float,
+    checkpoint_seconds: float,
 ) -> StageRecord:
     """Write model/ and then record.json; the record's presence means that the stage is whole."""
-    model_dir, partial = directory / "model", directory / ".model-partial"
-    for leftover in (model_dir, partial):
-        shutil.rmtree(leftover, ignore_errors=True)
-    lm.model.save_pretrained(partial)
-    for file in Path(spec.parent_dir).iterdir():  # tokenizer and licence, byte for byte
-        if file.is_file() and not (partial / file.name).exists() and _belongs(file):
-            shutil.copyfile(file, partial / file.name)
-    partial.rename(model_dir)
+    model_dir = directory / "model"
+    with placed(model_dir) as partial:
+        with disk_errors(model_dir):
+            lm.model.save_pretrained(partial)
+        for file in Path(spec.parent_dir).iterdir():  # tokenizer and licence, byte for byte
+            if file.is_file() and not (partial / file.name).exists() and _belongs(file):
+                shutil.copyfile(file, partial / file.name)
     files = model_files(model_dir)
     record = StageRecord(
         key=spec.key,
         spec=spec,
         model_hash=model_hash(files),
         files=files,
+        logs=log_files(directory),
         steps=steps,
         train_seconds=seconds,
+        checkpoint_seconds=checkpoint_seconds,
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         code_version=code_version(),
         environment=environment(lm),
-    )
+    ).seal()
     record.write(directory / RECORD)
     return record
+
+
+def log_files(directory: Path) -> tuple[FileDigest, ...]:
+    """What a stage directory tells of the training."""
+    return all_files(directory, lambda name: name.parts[0] in (METRICS, "rollouts"))
 
 
 def verified_record(directory: Path) -> StageRecord | None:
@@ -53,11 +66,12 @@ def verified_record(directory: Path) -> StageRecord | None:
     if not path.is_file():
         return None
     record = StageRecord.read(path)
-    if model_files(directory / "model") != record.files:
-        raise BadInput(
-            f"{directory / 'model'}: its files are not those that {RECORD} lists, so it is not the "
-            "model that was trained; remove the stage's directory to train it again"
-        )
+    for what, now, recorded in [
+        ("model", model_files(directory / "model"), record.files),
+        ("curve or rollouts", log_files(directory), record.logs),
+    ]:
+        if now != recorded:
+            raise BadInput(f"{directory}: its {what} are not the files that {RECORD} lists")
     return record
 
 

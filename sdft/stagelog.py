@@ -1,11 +1,12 @@
 """What a running stage writes for others to read: metrics as JSON lines, rollouts as Parquet."""
 
-import json
+import os
 import time
 from pathlib import Path
 
 import pyarrow as pa
 
+from schemas.base import write_atomically
 from schemas.data import ROLLOUT_SCHEMA
 from schemas.stage import StepMetrics
 from sdft.data import write_table
@@ -14,25 +15,35 @@ METRICS = "metrics.jsonl"
 
 
 class StageLog:
-    """metrics.jsonl holds every step once, also when steps are repeated after a resume."""
+    """metrics.jsonl holds every step once: it begins with `known`, the lines of the checkpoint.
 
-    def __init__(self, directory: Path) -> None:
+    What a killed run wrote after its last checkpoint is cut off, for those steps are run again.
+    Nothing is kept open, so a process whose directory was taken over has no way to write into it.
+    """
+
+    def __init__(self, directory: Path, known: bytes) -> None:
         self._directory = directory
+        self._lines = bytearray(known)
         self._rollouts: list[dict[str, object]] = []
-        path = directory / METRICS
-        lines, torn = read_metrics(path)
-        if torn:  # a kill in the middle of a line
-            path.write_text("".join(line.model_dump_json() + "\n" for line in lines))
-        self._last_step = lines[-1].step if lines else 0
-        self._file = path.open("a", encoding="utf-8")
+        write_atomically(directory / METRICS, known.decode())
         (directory / "rollouts").mkdir(exist_ok=True)
+        last = _rollouts_file(known.count(b"\n"))
+        for path in (directory / "rollouts").iterdir():
+            if path.name > last:
+                path.unlink()
+
+    @property
+    def lines(self) -> bytes:
+        """All of metrics.jsonl."""
+        return bytes(self._lines)
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
-        if step > self._last_step:
-            line = StepMetrics(step=step, time_ms=time.time_ns() // 10**6, metrics=metrics)
-            self._file.write(line.model_dump_json() + "\n")
-            self._file.flush()
-            self._last_step = step
+        line = StepMetrics(step=step, time_ms=time.time_ns() // 10**6, metrics=metrics)
+        text = f"{line.model_dump_json()}\n".encode()
+        with (self._directory / METRICS).open("r+b") as file:  # never makes the file anew
+            file.seek(len(self._lines))
+            file.write(text)
+        self._lines += text
 
     def rollout(self, **row: object) -> None:
         self._rollouts.append(row)
@@ -41,13 +52,48 @@ class StageLog:
         """Write the rollouts since the last flush to rollouts/step-N.parquet."""
         if self._rollouts:
             table = pa.Table.from_pylist(self._rollouts, schema=ROLLOUT_SCHEMA)
-            write_table(table, self._directory / "rollouts" / f"step-{step:06d}.parquet")
+            write_table(table, self._directory / "rollouts" / _rollouts_file(step))
             self._rollouts = []
 
 
-def read_metrics(path: Path) -> tuple[list[StepMetrics], bool]:
-    """The complete lines of a metrics file, and whether an incomplete one follows them."""
+def _rollouts_file(step: int) -> str:
+    return f"step-{step:06d}.parquet"
+
+
+class MetricsReader:
+    """Follows a metrics file: each step once, also where a resumed trainer began it anew."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = 0
+        self._place = 0
+        self.latest: StepMetrics | None = None
+
+    @property
+    def step(self) -> int:
+        return self.latest.step if self.latest else 0
+
+    def new(self) -> list[StepMetrics]:
+        """The steps that were completed since the last call."""
+        try:
+            file = self._path.open("rb")
+        except FileNotFoundError:
+            return []
+        with file:
+            if (number := os.fstat(file.fileno()).st_ino) != self._file:
+                self._file, self._place = number, 0
+            file.seek(self._place)
+            whole, end, _ = file.read().rpartition(b"\n")
+        self._place += len(whole) + len(end)
+        lines = [StepMetrics.model_validate_json(line) for line in whole.split(b"\n") if line]
+        fresh = [line for line in lines if line.step > self.step]
+        self.latest = fresh[-1] if fresh else self.latest
+        return fresh
+
+
+def read_metrics(path: Path) -> list[StepMetrics]:
+    """The complete lines of a metrics file; one that is just being written is left out."""
     if not path.is_file():
-        return [], False
-    *whole, rest = path.read_bytes().split(b"\n")
-    return [StepMetrics.model_validate(json.loads(line)) for line in whole], bool(rest)
+        return []
+    *whole, _ = path.read_bytes().split(b"\n")
+    return [StepMetrics.model_validate_json(line) for line in whole]

@@ -20,11 +20,11 @@ from schemas.base import BadInput
 from schemas.settings import TrainingSettings
 from schemas.stage import StageRecord, StageSpec
 from schemas.templates import student_messages, teacher_messages
-from sdft.checkpoint import load_checkpoint, save_checkpoint
+from sdft.checkpoint import Checkpoints
 from sdft.data import Demonstration, read_demonstrations
 from sdft.divergence import row_loss, teacher_score, token_score
 from sdft.model import LanguageModel, load_model, pick_device
-from sdft.process import Stop, exclusive, run_program
+from sdft.process import StageFailed, Stop, exclusive, run_program
 from sdft.record import finish_stage
 from sdft.rollout import Completion, Sampling, generate
 from sdft.schedule import batch, learning_rate, step_seed, total_steps
@@ -43,7 +43,7 @@ class Example:
     demonstration: Completion
 
 
-class Diverged(ArithmeticError):
+class Diverged(StageFailed):
     """The loss or its gradient is no longer finite; the last checkpoint is untouched."""
 
 
@@ -60,9 +60,11 @@ def train(spec: StageSpec, directory: Path, stop: Stop) -> StageRecord | None:
     steps = total_steps(settings, len(examples))
     optimizer = torch.optim.AdamW(lm.model.parameters(), weight_decay=settings.weight_decay)
     teacher = Teacher(lm.model, settings) if settings.method == "sdft" else None
-    state = (spec.key, lm.model, optimizer, teacher)
-    first = load_checkpoint(directory / "checkpoints", *state)
-    log = StageLog(directory)
+    checkpoints = Checkpoints(
+        directory / "checkpoints", spec.key, runtime, lm.model, optimizer, teacher
+    )
+    first, known = checkpoints.load()
+    log = StageLog(directory, known)
 
     for step in range(first, steps):
         began = time.monotonic()
@@ -109,15 +111,15 @@ def train(spec: StageSpec, directory: Path, stop: Stop) -> StageRecord | None:
                 finished=answer.finished,
                 divergence=loss,
             )
-        if (step + 1) % runtime.checkpoint_every_steps == 0 or stop.requested:
+        stopped = stop.requested  # asked once, for it may be set between two looks
+        if checkpoints.due(step + 1) or stopped:
             log.flush_rollouts(step + 1)
-            save_checkpoint(
-                directory / "checkpoints", step + 1, *state, keep=runtime.keep_checkpoints
-            )
-        if stop.requested:
+            checkpoints.save(step + 1, log.lines)
+        if stopped:
             return None
     log.flush_rollouts(steps)
-    return finish_stage(spec, directory, lm, steps, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return finish_stage(spec, directory, lm, steps, seconds, checkpoints.seconds)
 
 
 def rollouts(

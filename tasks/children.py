@@ -6,19 +6,47 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
-from schemas.base import BadInput
-from schemas.stage import EXIT_BAD_INPUT, EXIT_OK
-from sdft.process import ERROR_MARK
+import psutil
+
+from schemas.base import BadInput, Contract
+from schemas.stage import EXIT_BAD_INPUT, EXIT_OK, EXIT_STOPPED
+from sdft.process import ERROR_MARK, PARENT_HOLDS_STDIN
+from tasks.failures import RunFailed
 
 POLL_S = 0.2
 GRACE_S = 60.0
 """How long a child may take to write its checkpoint after SIGTERM."""
+ATTEMPTS = "attempts.jsonl"
+SHOWN_LINES = 12
+
+Outcome = Literal["finished", "stopped", "refused", "failed", "killed", "stalled"]
 
 
-class ChildFailed(RuntimeError):
+class Attempt(Contract):
+    """One run of a child process, a line of attempts.jsonl: how it ended, and what it took."""
+
+    module: str
+    pid: int
+    started: str
+    ended: str
+    outcome: Outcome
+    """stopped: by a signal, after a checkpoint; refused: the user's mistake; killed: by a signal
+    that gave it no chance; stalled: ended by us, for it made no progress."""
+    how: str
+    peak_memory_bytes: int
+
+
+class ChildFailed(RunFailed):
     """A child process ended badly; the message has how, and the end of its log."""
+
+    def __init__(self, message: str, attempt: Attempt) -> None:
+        super().__init__(message)
+        self.attempt = attempt
 
 
 def run_child(
@@ -28,52 +56,84 @@ def run_child(
     log_file: Path,
     tick: Callable[[], object],
     stall_timeout_s: float,
-) -> None:
+) -> Attempt:
     """Run `python -m module spec_file directory` to its end; output goes to `log_file`.
 
     `tick` is called a few times a second and returns something that changes whenever there is
     progress; a child without progress for `stall_timeout_s` is ended. Whatever interrupts the
-    caller ends the child too, after it had the time to save.
+    caller ends the child too, after it had the time to save; so does the caller's death, which
+    closes the child's standard input. How it ended is written down beside the log.
 
     Raises BadInput with the child's own message, or ChildFailed.
     """
+    started = _now()
     with log_file.open("ab") as log:
         start = log.tell()
         child = subprocess.Popen(
             [sys.executable, "-m", module, str(spec_file), str(directory)],
+            stdin=subprocess.PIPE,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            env={**os.environ, "HF_HUB_OFFLINE": "1", PARENT_HOLDS_STDIN: "1"},
         )
+    stalled, peak = False, 0
     try:
         progress, since = tick(), time.monotonic()
-        while child.poll() is None:
+        while child.poll() is None and not stalled:
             time.sleep(POLL_S)
+            peak = max(peak, _memory(child.pid))
             if (now := tick()) != progress:
                 progress, since = now, time.monotonic()
-            elif time.monotonic() - since > stall_timeout_s:
-                raise ChildFailed(
-                    f"{module} made no progress for {stall_timeout_s:.0f} s and was ended; its log "
-                    f"is {log_file}"
-                )
+            stalled = time.monotonic() - since > stall_timeout_s
     finally:
         _end(child)
+        ours = log_file.is_file()  # or another process has taken the directory over
+        output = log_file.read_bytes()[start:].decode("utf-8", "replace") if ours else ""
+        outcome, how = _how(child.returncode, output)
+        if stalled:
+            outcome, how = "stalled", f"made no progress for {stall_timeout_s:.0f} s and was ended"
+        attempt = Attempt(
+            module=module,
+            pid=child.pid,
+            started=started,
+            ended=_now(),
+            outcome=outcome,
+            how=how,
+            peak_memory_bytes=peak,
+        )
+        if ours:
+            with log_file.with_name(ATTEMPTS).open("a", encoding="utf-8") as attempts:
+                attempts.write(attempt.model_dump_json() + "\n")
     tick()
-    if child.returncode == EXIT_OK:
-        return
-    output = log_file.read_bytes()[start:].decode("utf-8", "replace")
-    if child.returncode == EXIT_BAD_INPUT and ERROR_MARK in output:
-        raise BadInput(output.rpartition(ERROR_MARK)[2].strip())
-    tail = "\n".join(output.splitlines()[-12:])
-    raise ChildFailed(f"{module} {_how(child.returncode)}; the end of {log_file}:\n{tail}")
+    if outcome == "finished":
+        return attempt
+    if outcome == "refused":
+        raise BadInput(how)
+    message = f"{module} {how} (its log: {log_file}; at most {peak / 2**20:.0f} MiB of memory)"
+    if ERROR_MARK not in output:
+        message += ":\n" + "\n".join(output.splitlines()[-SHOWN_LINES:])
+    raise ChildFailed(message, attempt)
 
 
-def _how(code: int) -> str:
-    if code >= 0:
-        return f"ended with exit code {code}"
-    hint = " (out of memory?)" if -code == signal.SIGKILL else ""
-    return f"was killed by {signal.Signals(-code).name}{hint}"
+def _how(code: int, output: str) -> tuple[Outcome, str]:
+    said = output.rpartition(ERROR_MARK)[2].strip() if ERROR_MARK in output else ""
+    if code == EXIT_OK:
+        return "finished", "ended well"
+    if code == EXIT_BAD_INPUT and said:
+        return "refused", said
+    if code == EXIT_STOPPED:
+        return "stopped", "was stopped by a signal and has saved its state"
+    if code < 0:
+        hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+        return "killed", f"was killed by {signal.Signals(-code).name}{hint}"
+    return "failed", f"failed: {said}" if said else f"ended with exit code {code}"
+
+
+def _memory(pid: int) -> int:
+    with suppress(psutil.Error):
+        return psutil.Process(pid).memory_info().rss
+    return 0
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
@@ -84,3 +144,9 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
+    with suppress(BrokenPipeError):
+        child.stdin.close()  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,20 +1,21 @@
 """Scoring one model on suites: known cells are read, the others made in a child process."""
 
-from pathlib import Path
+import shutil
 
+from mlflow import MlflowClient
 from prefect import task
 
-from schemas.base import Contract
+from schemas.base import BadInput, Contract
 from schemas.curriculum import Suite
 from schemas.results import Cell, EvaluationSpec, SuiteSpec
 from schemas.settings import EvaluationSettings, RuntimeSettings
 from schemas.snapshot import Snapshot
+from sdft.cells import CELL, ITEMS, read_cell
 from sdft.record import library_versions
 from tasks.basemodel import ModelDir
 from tasks.children import run_child
 from tasks.console import console, say
 from tasks.home import Home
-from tasks.tracking import open_client
 
 
 class ScoredCell(Contract):
@@ -53,17 +54,11 @@ def evaluate_model(
         device=runtime.device,
         libraries=library_versions(),
     )
-    missing = [one for one in suites if not _cell_file(home, spec, one).is_file()]
-    if missing:
+    cells = {one.name: cell for one in suites if (cell := _known_cell(home, spec, one))}
+    known = f" ({len(cells)} known)" if cells else ""
+    if len(cells) < len(suites):
         _evaluate(spec, home, label, runtime.stall_timeout_s)
-    known = f" ({len(suites) - len(missing)} known)" if len(missing) < len(suites) else ""
-    cells = {
-        one.name: ScoredCell(
-            cell=Cell.read(_cell_file(home, spec, one)),
-            items_file=str(_cell_file(home, spec, one).with_name("items.parquet")),
-        )
-        for one in suites
-    }
+        cells = {one.name: _cell(home, spec, one) for one in suites}
     scores = "  ".join(f"{name} {scored.cell.score:.2f}" for name, scored in cells.items())
     say("evaluate", label, f"{scores}{known}")
     return cells
@@ -86,14 +81,27 @@ def _evaluate(spec: EvaluationSpec, home: Home, label: str, stall_timeout_s: flo
         )
 
 
-def _cell_file(home: Home, spec: EvaluationSpec, suite: SuiteSpec) -> Path:
-    return home.cells / spec.cell_key(suite) / "cell.json"
+def _known_cell(home: Home, spec: EvaluationSpec, suite: SuiteSpec) -> ScoredCell | None:
+    """The cell if it is there; one that was altered is removed, and made again."""
+    directory = home.cells / spec.cell_key(suite)
+    if not (directory / CELL).is_file():
+        return None
+    try:
+        return _cell(home, spec, suite)
+    except BadInput as error:
+        say("evaluate", suite.name, f"{error}; made again", "yellow")
+        shutil.rmtree(directory)
+        return None
 
 
-@task
-def log_scores(run_id: str, cells: dict[str, ScoredCell], home_dir: str) -> None:
+def _cell(home: Home, spec: EvaluationSpec, suite: SuiteSpec) -> ScoredCell:
+    directory = home.cells / spec.cell_key(suite)
+    cell = read_cell(directory, spec, suite)
+    return ScoredCell(cell=cell, items_file=str(directory / ITEMS))
+
+
+def log_scores(client: MlflowClient, run_id: str, cells: dict[str, ScoredCell]) -> None:
     """A stage's row in its MLflow run: one metric and one items file a suite."""
-    client = open_client(Home(home_dir))
     tags = client.get_run(run_id).data.tags
     for suite, scored in cells.items():
         known = f"sdft.cell.{suite}"

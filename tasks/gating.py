@@ -1,4 +1,4 @@
-"""The gate as a step of the flow: judge, write the verdict down, say it."""
+"""The gate as a step of the flow: judge, say it; and write the verdict down."""
 
 import tempfile
 from pathlib import Path
@@ -29,10 +29,9 @@ def gate_stage(
     kept: list[MatrixRow],
     settings: dict[str, GateSettings],
     general: list[str],
-    run_id: str,
     home_dir: str,
 ) -> Verdict:
-    """The verdict on a stage, kept as an artifact of its run; `settings` by suite, in row order."""
+    """The verdict on a stage; `settings` by suite, in row order."""
     from sdft.gate import judge  # scipy costs a second
 
     home = Home(home_dir)
@@ -40,7 +39,6 @@ def gate_stage(
     cells = [cell for one in needed for cell in (one.before, one.after) if cell is not None]
     items = {cell.key: read_item_results(home, cell) for cell in cells}
     verdict = judge(candidate, kept, settings, general, items)
-    keep_verdict(verdict, run_id, home)
     line, style = LINES[verdict.decision]
     say("gate", verdict.skill, line.format(gain=verdict.judgements[0].change), style)
     for reason in verdict.reasons:

@@ -1,10 +1,14 @@
 """The home directory: where everything of an embedded installation lies, and the environment."""
 
 import os
+import platform
 from pathlib import Path
 
 from schemas.base import BadInput
+from schemas.digest import digest_text
 
+DATABASE_WAIT_S = 120
+"""How long a SQLite database that another process has locked is waited for."""
 WEBHOOK_URL, WEBHOOK_SECRET = "SDFT_WEBHOOK_URL", "SDFT_WEBHOOK_SECRET"
 
 
@@ -24,12 +28,18 @@ class Home:
     @property
     def tracking_uri(self) -> str:
         """MLFLOW_TRACKING_URI where it is set, otherwise the SQLite file in this home."""
-        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"
+        own = f"sqlite:///{self.root / 'mlflow.db'}?timeout={DATABASE_WAIT_S}"
+        return os.environ.get("MLFLOW_TRACKING_URI") or own
 
     @property
     def ledger_uri(self) -> str:
         """SDFT_LEDGER_URL where it is set, otherwise the SQLite file in this home."""
         return os.environ.get("SDFT_LEDGER_URL") or f"sqlite:///{self.root / 'ledger.db'}"
+
+    @property
+    def lease_key(self) -> str:
+        """What a run in this home holds, and how its runs are found."""
+        return f"home-{platform.node()}-{digest_text(str(self.root))[:16]}"
 
     def activate(self, offline: bool) -> None:
         """Make the directory and point every dependency at it, with telemetry off.
@@ -72,6 +82,8 @@ class Home:
             "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
             "PREFECT_LOGGING_LEVEL": "CRITICAL",
             "MLFLOW_LOGGING_LEVEL": "WARNING",
+            "PREFECT_SERVER_DATABASE_TIMEOUT": str(DATABASE_WAIT_S),
+            "PREFECT_API_REQUEST_TIMEOUT": str(DATABASE_WAIT_S),
             "TOKENIZERS_PARALLELISM": "false",
         }
         if offline:

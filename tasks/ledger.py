@@ -7,7 +7,8 @@ registry and events that go out are mirrors: each keeps a cursor, the last entry
 import getpass
 import os
 import platform
-from collections.abc import Generator, Sequence
+import sqlite3
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +26,7 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from schemas.base import BadInput
@@ -33,11 +34,16 @@ from schemas.ledger import CHANGES, GENESIS, Champion, Draft, Entry
 from sdft.process import exclusive
 from sdft.record import code_version
 from tasks.console import shown_address
-from tasks.home import Home
+from tasks.failures import RunFailed
+from tasks.home import DATABASE_WAIT_S, Home
 from tasks.ledger_tables import CURSORS, ENTRIES, METADATA
 
-WAIT_S = 60
+WAIT_S = DATABASE_WAIT_S
 """How long a writer waits for another one's transaction."""
+
+
+class LedgerAway(RunFailed):
+    """The ledger's database is locked for too long, full, read-only or gone."""
 
 
 class Raced(BadInput):
@@ -50,10 +56,12 @@ class Ledger:
     def __init__(self, home: Home) -> None:
         self.engine = _engine(home.ledger_uri)
         try:
-            with self._transaction() as connection:  # two processes may find it missing at once
+            with self.transaction() as connection:  # two processes may find it missing at once
                 METADATA.create_all(connection)
-        except SQLAlchemyError as error:  # its text may hold a part of the address
-            kind = type(getattr(error, "orig", None) or error).__name__
+        except (SQLAlchemyError, LedgerAway) as error:  # its text may hold a part of the address
+            if "locked" in str(error):
+                raise
+            kind = type(error).__name__ if isinstance(error, SQLAlchemyError) else "no answer"
             raise BadInput(
                 f"the ledger's database ({shown_address(home.ledger_uri)}) cannot be used: {kind}; "
                 "see SDFT_LEDGER_URL"
@@ -64,7 +72,7 @@ class Ledger:
         query = select(ENTRIES).order_by(ENTRIES.c.seq)
         if name is not None:
             query = query.where(ENTRIES.c.name == name)
-        with self.engine.connect() as connection:
+        with self.reading() as connection:
             rows = connection.execute(query).mappings().all()
         try:
             return [Entry.model_validate(dict(row)) for row in rows]
@@ -73,16 +81,24 @@ class Ledger:
 
     def champion(self, name: str) -> Champion:
         """The champion of a name now."""
-        with self.engine.connect() as connection:
+        with self.reading() as connection:
             return _champion(connection, name)
 
-    def append(self, drafts: Sequence[Draft], expected: Champion | None = None) -> list[Entry]:
+    def append(
+        self,
+        drafts: Sequence[Draft],
+        expected: Champion | None = None,
+        permitted: Callable[[Connection], None] | None = None,
+    ) -> list[Entry]:
         """Write entries, all or none; the drafts of one call are about one name.
 
         A change of champion is written only while the champion is `expected`, and gets the epoch
         after it; a promotion only while its verdict is the version's newest. Raises Raced else.
+        `permitted` may look into the database first and raise what it likes.
         """
-        with self._transaction() as connection:
+        with self.transaction() as connection:
+            if permitted is not None:
+                permitted(connection)
             if expected is not None and any(draft.kind in CHANGES for draft in drafts):
                 now = _champion(connection, drafts[0].name)
                 if now != expected:
@@ -116,13 +132,13 @@ class Ledger:
     def cursor(self, consumer: str, name: str) -> int:
         """The last entry that a mirror has taken over; 0 for none."""
         query = select(CURSORS.c.seq).where(CURSORS.c.consumer == consumer, CURSORS.c.name == name)
-        with self.engine.connect() as connection:
+        with self.reading() as connection:
             return connection.execute(query).scalar() or 0
 
     def advance(self, consumer: str, name: str, seq: int) -> None:
         """Move a mirror's cursor on; it never goes back."""
         mine = (CURSORS.c.consumer == consumer) & (CURSORS.c.name == name)
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             there = connection.execute(select(CURSORS.c.seq).where(mine)).scalar()
             if there is None:
                 values = {"consumer": consumer, "name": name, "seq": seq}
@@ -146,12 +162,32 @@ class Ledger:
                 yield
 
     @contextmanager
-    def _transaction(self) -> Generator[Connection]:
-        with self.engine.execution_options(writes=True).begin() as connection:
+    def transaction(self) -> Generator[Connection]:
+        """One that writes; nobody else writes meanwhile."""
+        with _answering(), self.engine.execution_options(writes=True).begin() as connection:
             if connection.dialect.name == "postgresql":  # SQLite has one writer by BEGIN IMMEDIATE
                 connection.execute(text(f"SET LOCAL lock_timeout = '{WAIT_S}s'"))
                 connection.execute(text("SELECT pg_advisory_xact_lock(724301)"))
             yield connection
+
+    @contextmanager
+    def reading(self) -> Generator[Connection]:
+        """A transaction that reads."""
+        with _answering(), self.engine.connect() as connection:
+            yield connection
+
+
+@contextmanager
+def _answering() -> Generator[None]:
+    try:
+        yield
+    except OperationalError as error:  # without its text, which may hold a part of the address
+        why = type(error.orig).__name__ if error.orig else type(error).__name__
+        local = str(error.orig) if isinstance(error.orig, sqlite3.Error) else why
+        raise LedgerAway(
+            f"the ledger's database does not answer ({local}); nothing is half-written: run the "
+            "same command again when it does"
+        ) from None
 
 
 _OPTIONS: dict[str, dict[str, Any]] = {

@@ -52,6 +52,14 @@ CURSORS = Table(
     Column("name", String(63), primary_key=True),
     Column("seq", Integer, nullable=False),
 )
+LEASES = Table(
+    "lease",
+    METADATA,
+    Column("key", String(200), primary_key=True),
+    Column("token", Integer, nullable=False),
+    Column("beats", Integer, nullable=False),
+    Column("holder", Text),
+)
 
 for _change in ("UPDATE", "DELETE"):
     event.listen(

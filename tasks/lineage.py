@@ -2,16 +2,28 @@
 
 import json
 import re
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
-from mlflow import MlflowClient
 from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
 
 from schemas.base import BadInput
+from schemas.digest import digest_json
 from schemas.ledger import Entry
-from schemas.lineage import DataFacts, Lineage, LineageDiff, LineageStage, Trace
+from schemas.lineage import (
+    BASE_MODEL,
+    DataFacts,
+    Lineage,
+    LineageDiff,
+    LineageStage,
+    Trace,
+    Traces,
+    Unread,
+)
 from schemas.snapshot import Snapshot
 from schemas.stage import StageRecord
 from sdft.chain import ancestry, newest
@@ -148,14 +160,14 @@ def diff_versions(home: Home, before: str, after: str) -> LineageDiff:
     return compare(*sides, rows)
 
 
-def trace(home: Home, wanted: str) -> list[Trace]:
+def trace(home: Home, wanted: str) -> Traces:
     """Every version, of every name, that holds a skill, or what a hash names.
 
-    `wanted` is a skill's name, or the hash (from 8 digits on) of a data row, a data set, a stage or
-    a model. Raises BadInput for a hash that is too short.
+    `wanted` is a skill's name, or the hash (from 8 digits on) of a data row, a data set, a stage, a
+    model or a base model. The ledger is asked first; the runs are read only for what it does not
+    know, and what cannot be read is listed. Raises BadInput for a hash that is too short.
     """
-    client, ledger = open_client(home), Ledger(home)
-    everything = ledger.entries()
+    everything = Ledger(home).entries()
     registered = [one for one in everything if one.kind == "registered"]
     by_skill = any(one.skill == wanted for one in registered)
     if not by_skill and not re.fullmatch(rf"[0-9a-f]{{{SHORTEST_HASH},64}}", wanted):
@@ -163,7 +175,14 @@ def trace(home: Home, wanted: str) -> list[Trace]:
             f"{wanted!r}: is neither a skill that was learned nor {SHORTEST_HASH} to 64 digits of "
             "a hash"
         )
-    holds = {one.hash: _what(client, one, wanted, by_skill=by_skill) for one in registered}
+    holds = {one.hash: _in_ledger(one, wanted, by_skill) for one in registered}
+    unread: dict[str, Unread] = {}
+    if {*holds.values()} <= {"", "model hash"}:  # a model learned here can be another one's base
+        bases, unread = _ask_stages(home, registered, _as_base, wanted)
+        holds = bases | {key: what for key, what in holds.items() if what}
+    if not any(holds.values()):
+        holds, failed = _ask_stages(home, registered, _among_rows, wanted)
+        unread |= failed
     traces: list[Trace] = []
     for one in registered:
         entries = [entry for entry in everything if entry.name == one.name]
@@ -178,18 +197,55 @@ def trace(home: Home, wanted: str) -> list[Trace]:
                 aliases=_aliases(entries, version),
             )
             for origin in ancestry(entries, version)
-            if (found := holds[origin.hash])
+            if (found := holds.get(origin.hash))
         ]
-    return traces
+    return Traces(found=tuple(traces), unread=tuple(unread.values()))
 
 
-def _what(client: MlflowClient, registered: Entry, wanted: str, by_skill: bool) -> str:
-    """What of a stage is meant by `wanted`; empty for nothing."""
+def _in_ledger(registered: Entry, wanted: str, by_skill: bool) -> str:
+    """What of a stage is meant by `wanted`, as the ledger knows it; empty for nothing."""
     if by_skill:
         return "skill" if registered.skill == wanted else ""
     for what in ("data_hash", "stage_key", "model_hash", "package_hash"):
         if (getattr(registered, what) or "").startswith(wanted):
             return what.replace("_", " ")
-    hashes = row_hashes(open_registered(client, registered).run, registered.skill or "")
+    return ""
+
+
+def _ask_stages(
+    home: Home,
+    registered: list[Entry],
+    look: Callable[[Home, Entry, str], str],
+    wanted: str,
+) -> tuple[dict[str, str], dict[str, Unread]]:
+    """What a look at every stage finds, and where it fails; by the registration's hash."""
+    holds: dict[str, str] = {}
+    unread: dict[str, Unread] = {}
+    for one in registered:
+        try:
+            holds[one.hash] = look(home, one, wanted)
+        except (BadInput, MlflowException, OSError, pa.ArrowException) as error:  # gone, or altered
+            reason = str(error).removeprefix(f"{one.name}/{one.version}: ")
+            unread[one.hash] = Unread(name=one.name, version=one.version or "", reason=reason)
+    return holds, unread
+
+
+def _as_base(home: Home, registered: Entry, wanted: str) -> str:
+    """Whether a first stage was trained from the base model with this hash."""
+    if registered.parent_version is not None:
+        return ""
+    file = home.stages / (registered.stage_key or "")[:32] / RECORD
+    if not file.is_file():  # learned on another machine
+        file = open_registered(open_client(home), registered).file(RECORD)
+    record = StageRecord.read(file)
+    return BASE_MODEL if record.spec.parent_hash.startswith(wanted) else ""
+
+
+def _among_rows(home: Home, registered: Entry, wanted: str) -> str:
+    """The places of the demonstrations with this hash."""
+    run = open_registered(open_client(home), registered).run
+    hashes = row_hashes(run, registered.skill or "")
+    if digest_json([*hashes]) != registered.data_hash:
+        raise BadInput("its data rows are not those that were registered")
     numbers = [number for number, one in enumerate(hashes, 1) if one.startswith(wanted)]
     return f"row {', '.join(map(str, numbers))}" if numbers else ""

@@ -7,18 +7,17 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
-from prefect import task
 
-from schemas.base import BadInput, Contract
+from schemas.base import BadInput
 from schemas.ledger import Draft
 from schemas.results import Verdict
 from schemas.stage import StageRecord
 from sdft.chain import about, champion, newest, skills_of
 from sdft.record import RECORD
-from tasks.aliases import mirror, own_entries, settle
+from tasks.aliases import mirror, own_entries
 from tasks.console import say
-from tasks.events import deliver
 from tasks.home import Home
+from tasks.leases import Fence, check_in
 from tasks.ledger import Ledger, Raced
 from tasks.packages import (
     EVIDENCE,
@@ -30,46 +29,24 @@ from tasks.packages import (
     package_uri,
     save_package,
 )
-from tasks.tracking import STAGE_KEY, VERDICT_TAG, experiment, open_client
+from tasks.tracking import STAGE_KEY, VERDICT_TAG, experiment, find_version, open_client
 from tasks.training import TrainedStage
 
 
-class Registration(Contract):
-    """A registered stage."""
-
-    version: str
-    let_in: bool
-    """Whether the next stage may start from it: it passed, or a person overrode the verdict."""
-
-
-@task(task_run_name="settle-registry-{name}")
-def settle_registry(name: str, home_dir: str) -> None:
-    """Finish what a crash left between ledger and aliases; say which aliases were moved by hand."""
-    for line in settle(Home(home_dir), name):
-        say("registry", name, f"{line}; sdft reconcile puts it back", "yellow")
-
-
-@task(task_run_name="send-events-{name}")
-def send_events(name: str, home_dir: str) -> None:
-    """Send what is owed, from inside a flow, where Prefect's API is always there."""
-    deliver(Home(home_dir), name, in_flow=True)
-
-
-@task(task_run_name="register-{stage.stage}-{stage.skill}")
 def register_stage(
+    home: Home,
     name: str,
     stage: TrainedStage,
     verdict: Verdict,
     parent_version: str | None,
-    home_dir: str,
-) -> Registration:
+    fence: Fence,
+) -> str:
     """The version of a stage, with its registration and verdict in the ledger.
 
     A version that passed becomes champion by itself when it knows every skill that the champion
     knows; otherwise that is for a person to decide. The ledger's entries are written all at once,
     and each step is skipped where it is done, so the next run does what a crash left undone.
     """
-    home = Home(home_dir)
     client, ledger = open_client(home), Ledger(home)
     ensure_model(client, name)
     with ledger.alone(name):  # another process may be at the same stage
@@ -85,16 +62,14 @@ def register_stage(
                 "deleted and its numbers began anew: learn under another name"
             )
         draft = registered or _registration(client, name, stage, version, parent_version)
-        outcome = _write_down(ledger, draft, verdict)
+        outcome = _write_down(ledger, draft, verdict, fence)
     mirror(home, name)
     if outcome:
         say("register", stage.skill, f"{name} version {number}: {outcome}")
-    override = newest(ledger.entries(name), number, "overridden")
-    overridden = override is not None and override.verdict_hash == verdict.digest
-    return Registration(version=number, let_in=verdict.passed or overridden)
+    return number
 
 
-def _write_down(ledger: Ledger, registration: Draft, verdict: Verdict) -> str:
+def _write_down(ledger: Ledger, registration: Draft, verdict: Verdict, fence: Fence) -> str:
     """Append what the ledger lacks; returns what became of the version, nothing if all is there."""
     name, version = registration.name, registration.version or ""
     while True:
@@ -130,16 +105,10 @@ def _write_down(ledger: Ledger, registration: Draft, verdict: Verdict) -> str:
                 drafts.append(judgement.model_copy(update={"kind": "promoted"}))
                 outcome = "champion"
         try:
-            ledger.append(drafts, now)
+            ledger.append(drafts, now, lambda connection: check_in(connection, fence))
         except Raced:  # somebody made another champion meanwhile: decide again
             continue
         return outcome
-
-
-def find_version(client: MlflowClient, name: str, stage_key: str) -> ModelVersion | None:
-    """The registered version of a stage."""
-    found = client.search_model_versions(f"name = '{name}' AND tags.`{STAGE_KEY}` = '{stage_key}'")
-    return found[0] if found else None
 
 
 def ensure_model(client: MlflowClient, name: str) -> None:

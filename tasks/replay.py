@@ -5,25 +5,30 @@ from pathlib import Path
 import yaml
 
 from schemas.base import BadInput, write_atomically
+from schemas.curriculum import load_curriculum
 from schemas.digest import digest_text
 from tasks.home import Home
 from tasks.reporting import latest_curriculum
 
 
 def curriculum_without(home: Home, name: str, skill: str) -> Path:
-    """The curriculum file to learn; raises BadInput where there is no such curriculum or skill."""
+    """The curriculum file to learn; asked again, after it was learned, the same one.
+
+    Raises BadInput where there is no such curriculum or skill.
+    """
     found = latest_curriculum(home, name)
     if found is None:
         raise BadInput(f"{home.root}: has learned no curriculum named {name!r}; see sdft status")
     names = [one.name for one in found.skills]
-    if skill not in names:
-        raise BadInput(f"{name}: has no skill {skill!r}; it has {', '.join(names)}")
-    if len(names) == 1:
+    if names == [skill]:
         raise BadInput(f"{name}: {skill} is its only skill; without it the base model is left")
     kept = tuple(one for one in found.skills if one.name != skill)
     left = found.model_copy(update={"skills": kept}).model_dump(mode="json")
-    home.curricula.mkdir(exist_ok=True)
     text = yaml.safe_dump(left, sort_keys=False, allow_unicode=True)
     path = home.curricula / f"{name}-without-{skill}-{digest_text(text)[:8]}.yaml"
-    write_atomically(path, text)
+    if skill in names:
+        home.curricula.mkdir(exist_ok=True)
+        write_atomically(path, text)
+    elif not (path in home.curricula.glob("*.yaml") and load_curriculum(path) == found):
+        raise BadInput(f"{name}: has no skill {skill!r}; it has {', '.join(names)}")
     return path

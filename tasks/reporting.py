@@ -16,11 +16,12 @@ from schemas.results import RetentionMatrix
 from schemas.snapshot import Snapshot
 from sdft.data import write_table
 from sdft.stagelog import METRICS, read_metrics
+from tasks.console import say
 from tasks.evaluation import ScoredCell
 from tasks.home import Home
 from tasks.packages import run_file
 from tasks.registration import ensure_model
-from tasks.tracking import experiment, find_run, log_snapshot, open_client, set_tags
+from tasks.tracking import Away, experiment, find_run, log_snapshot, open_client, reaching, set_tags
 from tasks.training import TrainedStage
 
 MATRIX_DIGEST = "sdft.matrix_digest"
@@ -43,13 +44,29 @@ def report_run(
     base_cells: dict[str, ScoredCell],
     general: list[Snapshot],
     home_dir: str,
-) -> Report:
+) -> Report | None:
     """Log the matrix (JSON, Parquet, PNG) and the curves (PNG), unless this very one is there.
 
     With them what belongs to no stage: the curriculum, the base model's per-item results and the
-    general suites' validation.
+    general suites' validation. Returns None where MLflow cannot be reached.
     """
     home = Home(home_dir)
+    try:
+        with reaching(home):
+            return _report(home, curriculum, matrix, stages, base_cells, general)
+    except Away as away:
+        say("report", matrix.curriculum, str(away), "yellow")
+        return None
+
+
+def _report(
+    home: Home,
+    curriculum: Curriculum,
+    matrix: RetentionMatrix,
+    stages: list[TrainedStage],
+    base_cells: dict[str, ScoredCell],
+    general: list[Snapshot],
+) -> Report:
     client = open_client(home)
     experiment_id = experiment(client, home, matrix.curriculum)
     digest = digest_json(matrix.model_dump(mode="json", exclude=_TIMINGS))
@@ -100,7 +117,7 @@ def write_report(matrix: RetentionMatrix, stages: list[TrainedStage], folder: Pa
     ]
     write_table(pa.Table.from_pylist(cells), folder / "matrix.parquet")
     heat_map(matrix, folder / "matrix.png")
-    lines = {one.skill: read_metrics(Path(one.directory) / METRICS)[0] for one in stages}
+    lines = {one.skill: read_metrics(Path(one.directory) / METRICS) for one in stages}
     curves(lines, folder / "curves.png")
 
 

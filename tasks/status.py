@@ -1,6 +1,7 @@
 """Everything that is registered, for `sdft status`."""
 
 from schemas.base import Contract
+from tasks.aliases import all_pages, all_versions
 from tasks.home import Home
 from tasks.tracking import VERDICT_TAG, open_client
 
@@ -44,10 +45,9 @@ def registry_status(home: Home) -> list[RegisteredName]:
                     run_id=one.run_id or "",
                 )
                 for one in sorted(
-                    client.search_model_versions(f"name = '{model.name}'"),
-                    key=lambda one: int(one.version),
+                    all_versions(client, model.name), key=lambda one: int(one.version)
                 )
             ),
         )
-        for model in client.search_registered_models()
+        for model in all_pages(lambda token: client.search_registered_models(page_token=token))
     ]

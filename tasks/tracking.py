@@ -4,22 +4,64 @@ The files of a stage are the truth and MLflow the view: all here can be made aga
 """
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
+import requests
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
 from mlflow.entities import Run as MlflowRun
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import (
+    RESOURCE_ALREADY_EXISTS,
+    TEMPORARILY_UNAVAILABLE,
+    ErrorCode,
+)
+from sqlalchemy.exc import OperationalError
 
 from schemas.snapshot import Snapshot
-from schemas.stage import StageSpec, StepMetrics
-from sdft.stagelog import METRICS, read_metrics
+from schemas.stage import StageSpec
+from tasks.console import shown_address
+from tasks.failures import RunFailed
 from tasks.home import Home
 
 STAGE_KEY = "sdft.stage_key"
 LOGGED = "sdft.logged"
 VERDICT_TAG = "sdft.verdict"
-METRICS_A_BATCH = 1000
+HOME_TAG = "sdft.home"
+"""The home that a run is being trained in, or was."""
+_UNANSWERED = re.compile(r"^API request to .* failed with (timeout |)exception|error code 5\d\d")
+"""How MLflow's client says that there is no server, or none behind its proxy."""
+
+
+class Away(RunFailed):
+    """MLflow cannot be reached; what it lacks can be brought later from the files."""
+
+
+@contextmanager
+def reaching(home: Home) -> Generator[None]:
+    """Turn an outage of MLflow into Away, after its client's own retries; other errors pass."""
+    try:
+        yield
+    except (MlflowException, requests.RequestException, OperationalError) as error:
+        if not _is_outage(error):
+            raise
+        raise Away(f"MLflow does not answer ({shown_address(home.tracking_uri)})") from error
+
+
+def _is_outage(error: Exception) -> bool:
+    if isinstance(error, requests.HTTPError):
+        return error.response is not None and error.response.status_code >= 500
+    if not isinstance(error, MlflowException):
+        return True
+    return (
+        error.error_code == ErrorCode.Name(TEMPORARILY_UNAVAILABLE)  # a database that is locked
+        or _UNANSWERED.search(str(error)) is not None
+        or isinstance(error.__context__, requests.RequestException)
+    )
 
 
 def open_client(home: Home) -> MlflowClient:
@@ -33,9 +75,13 @@ def experiment(client: MlflowClient, home: Home, name: str) -> str:
     if found is not None:
         return found.experiment_id
     local = home.tracking_uri.startswith("sqlite:")
-    return client.create_experiment(
-        name, artifact_location=home.artifacts.as_uri() + f"/{name}" if local else None
-    )
+    place = home.artifacts.as_uri() + f"/{name}" if local else None
+    try:
+        return client.create_experiment(name, artifact_location=place)
+    except MlflowException as error:  # another process was faster
+        if error.error_code != ErrorCode.Name(RESOURCE_ALREADY_EXISTS):
+            raise
+    return experiment(client, home, name)
 
 
 def find_run(client: MlflowClient, experiment_id: str, tag: str, value: str) -> MlflowRun | None:
@@ -67,6 +113,12 @@ def stage_run(client: MlflowClient, experiment_id: str, spec: StageSpec, stage: 
     return run
 
 
+def find_version(client: MlflowClient, name: str, stage_key: str) -> ModelVersion | None:
+    """The registered version of a stage."""
+    found = client.search_model_versions(f"name = '{name}' AND tags.`{STAGE_KEY}` = '{stage_key}'")
+    return found[0] if found else None
+
+
 def log_snapshot(client: MlflowClient, run_id: str, snapshot: Snapshot, context: str) -> None:
     """A snapshot as a dataset input of the run, under our own digest, with its validation."""
     dataset = Dataset(
@@ -81,39 +133,6 @@ def log_snapshot(client: MlflowClient, run_id: str, snapshot: Snapshot, context:
     for file in ("rows.parquet", "snapshot.json", "result.json", "docs.html"):
         path = Path(snapshot.directory) / file
         client.log_artifact(run_id, str(path), f"validation/{snapshot.name}")
-
-
-class MetricRelay:
-    """Carries the complete lines of a metrics file to a run, each once, as they appear.
-
-    A point's timestamp is the one in the file, so a line carried twice is still one point.
-    """
-
-    def __init__(self, client: MlflowClient, run_id: str, stage_dir: Path) -> None:
-        self._client, self._run_id = client, run_id
-        self._path = stage_dir / METRICS
-        self._size = 0
-        self._carried = 0
-        self.latest: StepMetrics | None = None
-
-    def tick(self) -> int:
-        """Carry what is new; returns the last step seen."""
-        size = self._path.stat().st_size if self._path.is_file() else 0
-        if size != self._size:
-            lines, _ = read_metrics(self._path)
-            self._carry(lines[self._carried :])
-            self._carried, self._size = len(lines), size
-            self.latest = lines[-1] if lines else None
-        return self.latest.step if self.latest else 0
-
-    def _carry(self, lines: Iterable[StepMetrics]) -> None:
-        points = [
-            Metric(f"train/{name}", value, line.time_ms, line.step)
-            for line in lines
-            for name, value in line.metrics.items()
-        ]
-        for start in range(0, len(points), METRICS_A_BATCH):
-            self._client.log_batch(self._run_id, metrics=points[start : start + METRICS_A_BATCH])
 
 
 def set_tags(client: MlflowClient, run_id: str, tags: dict[str, str]) -> None:

@@ -1,24 +1,31 @@
-"""Training one stage on one specification, and what MLflow keeps of it."""
+"""Training one stage on one specification: here, elsewhere, or not at all, if it is finished."""
 
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
-from mlflow import MlflowClient
 from prefect import task
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from schemas.base import Contract
+from schemas.base import BadInput, Contract
 from schemas.curriculum import Skill
 from schemas.settings import RuntimeSettings
 from schemas.snapshot import SuiteData
 from schemas.stage import StageRecord, StageSpec
-from sdft.record import verified_record
+from sdft.files import placed
+from sdft.record import RECORD, verified_record
 from sdft.schedule import total_steps
+from sdft.stagelog import METRICS, MetricsReader, read_metrics
 from tasks.basemodel import ModelDir, describe_model
-from tasks.children import run_child
+from tasks.children import ChildFailed, run_child
 from tasks.console import console, say
 from tasks.home import Home
-from tasks.tracking import LOGGED, MetricRelay, experiment, log_snapshot, open_client, set_tags
-from tasks.tracking import stage_run as find_or_create_run
+from tasks.leases import Fence, Fenced, check
+from tasks.ledger import Ledger
+from tasks.packages import package_of, package_uri, run_file
+from tasks.stagefiles import INPUTS, SPEC, StageInputs, finished_dir, publish, take_over
+from tasks.stageruns import MODEL_FILES, Spool, close_run, log_stage
+from tasks.tracking import Away, find_version, open_client, reaching
 
 
 class TrainedStage(Contract):
@@ -28,6 +35,7 @@ class TrainedStage(Contract):
     skill: str
     key: str
     run_id: str
+    """Empty while MLflow cannot be reached."""
     directory: str
     model: ModelDir
     parent_hash: str
@@ -52,41 +60,31 @@ def stage_spec(
     )
 
 
-@task(task_run_name="train-{stage}-{spec.skill}")
-def train_skill(
-    spec: StageSpec, stage: int, data: SuiteData, curriculum: str, home_dir: str
-) -> TrainedStage:
-    """Train a stage in a child process, unless it is finished, with its metrics going to MLflow."""
+@task(task_run_name="train-{inputs.stage}-{spec.skill}")
+def train_skill(spec: StageSpec, inputs: StageInputs, fence: Fence, home_dir: str) -> TrainedStage:
+    """Train a stage in a child process, unless it is finished here or in another home.
+
+    Its metrics go to MLflow meanwhile; training waits for nothing there.
+    """
     home = Home(home_dir)
-    directory = home.stages / spec.key[:32]
-    directory.mkdir(parents=True, exist_ok=True)
-    client = open_client(home)
-    run = find_or_create_run(client, experiment(client, home, curriculum), spec, stage)
-    relay = MetricRelay(client, run.info.run_id, directory)
-    record = verified_record(directory)
+    directory = finished_dir(home, spec)
+    known = "finished and verified; not trained again"
+    record = _finished(directory)
+    if record is None and _fetch(home, spec, inputs.curriculum):
+        record, known = _finished(directory), "fetched from the registry and verified; not trained"
     trained_now = record is None
-    if record is None:
-        client.update_run(run.info.run_id, "RUNNING")
-        try:
-            record = _train(spec, directory, relay, data)
-        except BaseException as error:  # MLflow is to say how it ended, whatever it was
-            ended = "FAILED" if isinstance(error, Exception) else "KILLED"
-            client.set_terminated(run.info.run_id, ended)
-            raise
+    if trained_now:
+        record = _train(home, spec, inputs, fence)
     else:
-        say(
-            "train",
-            spec.skill,
-            f"stage {spec.key[:12]} is finished and verified; not trained again",
-        )
-    if run.data.tags.get(LOGGED) != record.key:
-        relay.tick()
-        _log_results(client, run.info.run_id, data, directory, record)
+        say("train", spec.skill, f"stage {spec.key[:12]} is {known}")
+    run_id = ""
+    with suppress(Away):  # said where it matters: when the stage is to be registered
+        run_id = log_stage(home, directory, inputs)
     return TrainedStage(
-        stage=stage,
+        stage=inputs.stage,
         skill=spec.skill,
         key=spec.key,
-        run_id=run.info.run_id,
+        run_id=run_id,
         directory=str(directory),
         model=describe_model(directory / "model"),
         parent_hash=spec.parent_hash,
@@ -95,59 +93,95 @@ def train_skill(
     )
 
 
-def _train(spec: StageSpec, directory: Path, relay: MetricRelay, data: SuiteData) -> StageRecord:
-    spec_file = directory / "spec.json"
-    spec.write(spec_file)
-    assert data.train is not None
-    steps = total_steps(spec.training, data.train.rows)
+def _finished(directory: Path) -> StageRecord | None:
+    try:
+        return verified_record(directory)
+    except BadInput as error:
+        raise BadInput(
+            f"{error}, so it is not the stage that was trained; remove {directory}, and it is "
+            "trained again"
+        ) from None
+
+
+def _train(home: Home, spec: StageSpec, inputs: StageInputs, fence: Fence) -> StageRecord:
+    work = take_over(home, spec, fence.token)
+    spec.write(work / SPEC)
+    inputs.write(work / INPUTS)
+    spool = Spool(home, work, spec, inputs, fence)
+    try:
+        if not (work / RECORD).is_file():  # else it was killed just before it could say so
+            _run_trainer(home, spec, inputs, fence, spool, work)
+        check(Ledger(home), fence)
+        record = publish(work, finished_dir(home, spec))
+    except Fenced:  # how it ends is for the other one to say
+        raise
+    except BaseException as error:
+        status = "FAILED" if isinstance(error, Exception) else "KILLED"
+        peak = error.attempt.peak_memory_bytes if isinstance(error, ChildFailed) else 0
+        spool.end()
+        with suppress(Away):
+            close_run(home, spec, inputs, status, str(error) or type(error).__name__, peak)
+        raise
+    finally:
+        spool.end()
+    say(
+        "train",
+        spec.skill,
+        f"{spec.training.method}, {record.steps} steps in {record.train_seconds:.0f} s, divergence "
+        f"{read_metrics(finished_dir(home, spec) / METRICS)[-1].metrics['divergence']:.3f}",
+    )
+    return record
+
+
+def _run_trainer(
+    home: Home, spec: StageSpec, inputs: StageInputs, fence: Fence, spool: Spool, work: Path
+) -> None:
+    assert inputs.data.train is not None
+    steps = total_steps(spec.training, inputs.data.train.rows)
     columns = [
         TextColumn(f"[dim]train    [/dim] [bold]{spec.skill:<16}[/bold]"),
         BarColumn(bar_width=24),
         TextColumn("{task.completed:>4}/{task.total} steps  {task.fields[now]}"),
         TimeElapsedColumn(),
     ]
+    reader, ledger = MetricsReader(work / METRICS), Ledger(home)
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as progress:
         bar = progress.add_task("", total=steps, now="starting")
 
         def tick() -> int:
-            step = relay.tick()
-            if relay.latest is not None:
-                now = f"divergence {relay.latest.metrics['divergence']:.3f}"
-                progress.update(bar, completed=step, now=now)
-            return step
+            check(ledger, fence)
+            reader.new()
+            if reader.latest is not None:
+                away = "  (MLflow is away)" if spool.is_away else ""
+                now = f"divergence {reader.latest.metrics['divergence']:.3f}{away}"
+                progress.update(bar, completed=reader.step, now=now)
+            return reader.step
 
-        run_child(
-            "sdft.train",
-            spec_file,
-            directory,
-            directory / "log.txt",
-            tick,
-            spec.runtime.stall_timeout_s,
-        )
-    record = verified_record(directory)
-    assert record is not None, f"{directory}: the trainer ended well without a record"
-    say(
-        "train",
-        spec.skill,
-        f"{spec.training.method}, {record.steps} steps in {record.train_seconds:.0f} s, divergence "
-        f"{relay.latest.metrics['divergence'] if relay.latest else float('nan'):.3f}",
-    )
-    return record
+        timeout_s = spec.runtime.stall_timeout_s
+        run_child("sdft.train", work / SPEC, work, work / "log.txt", tick, timeout_s)
 
 
-def _log_results(
-    client: MlflowClient, run_id: str, data: SuiteData, directory: Path, record: StageRecord
-) -> None:
-    for snapshot, context in [(data.train, "training"), (data.eval, "evaluation")]:
-        if snapshot is not None:
-            log_snapshot(client, run_id, snapshot, context)
-    for file in ("record.json", "spec.json", "metrics.jsonl"):
-        client.log_artifact(run_id, str(directory / file))
-    client.log_artifacts(run_id, str(directory / "rollouts"), "rollouts")
-    for checkpoint in sorted((directory / "checkpoints").glob("step-*")):
-        for file in ("model.safetensors", "manifest.json"):
-            client.log_artifact(run_id, str(checkpoint / file), f"checkpoints/{checkpoint.name}")
-    client.set_terminated(run_id, "FINISHED")
-    set_tags(client, run_id, {"sdft.model_hash": record.model_hash, LOGGED: record.key})
+def _fetch(home: Home, spec: StageSpec, curriculum: str) -> bool:
+    """Bring a stage that another home has finished and registered; False where there is none."""
+    try:
+        with reaching(home):
+            client = open_client(home)
+            version = find_version(client, curriculum, spec.key)
+            if version is None:
+                return False
+            run = client.get_run(version.run_id or "")
+            home.stages.mkdir(exist_ok=True)
+            with placed(finished_dir(home, spec)) as partial:
+                for file in (RECORD, SPEC, INPUTS, METRICS):
+                    shutil.copyfile(run_file(run, file), partial / file)
+                shutil.copytree(run_file(run, "rollouts"), partial / "rollouts")
+                shutil.copytree(run_file(run, MODEL_FILES), partial / "model")
+                package, _ = package_of(package_uri(client, version))
+                for weights in (package / "model").glob("*.safetensors*"):
+                    shutil.copyfile(weights, partial / "model" / weights.name)
+                verified_record(partial)
+    except Away:
+        return False
+    return True

@@ -15,15 +15,18 @@ from prefect import task
 
 from schemas.base import BadInput, Contract, write_atomically
 from schemas.curriculum import Curriculum, DataSource, Skill, Suite
-from schemas.digest import digest_file, digest_json
+from schemas.digest import digest_json
 from schemas.expectations import EXPECTATIONS_VERSION, Expectation, eval_suite, train_suite
 from schemas.snapshot import Snapshot, SuiteData
 from sdft.data import Row, data_hash, eval_table, read_rows, row_id, train_table, write_table
+from sdft.files import placed
+from sdft.modelfiles import all_files
 from tasks.basemodel import ModelDir
 from tasks.console import say
 from tasks.home import Home
 
 SHOWN_ROWS = 8
+ROWS, SNAPSHOT = "rows.parquet", "snapshot.json"
 
 
 class Violation(Contract):
@@ -110,49 +113,54 @@ class _Checker:
             }
         )
         target = self.home.data / key[:32]
-        record = target / "snapshot.json"
-        if record.is_file():
-            snapshot = Snapshot.read(record)
-            file = target / "rows.parquet"
-            if file.is_file() and digest_file(file) == snapshot.file_sha256:
+        if target.is_dir():
+            try:
+                snapshot = verified_snapshot(target)
+            except BadInput as error:
+                say("validate", name, f"{error}; made again", "yellow")
+            else:
                 place = {"name": name, "source": source.path}  # the home may have moved
-                place |= {"directory": str(target), "file": str(file)}
+                place |= {"directory": str(target), "file": str(target / ROWS)}
                 return snapshot.model_copy(update=place)
-            say("validate", name, "its snapshot was altered; made again", "yellow")
-            shutil.rmtree(target)
         expectations, facts = suite_and_facts()
-        partial = target.with_name(f"{target.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        violations = run_expectations(name, facts, expectations, partial)
-        bad = {row for violation in violations for row in violation.rows}
-        if bad:
-            _write_quarantine(rows, violations, partial / "quarantine.parquet")
-        keep = [row for number, row in enumerate(rows, 1) if number not in bad]
-        if violations and (self.curriculum.on_invalid == "fail" or not keep or not bad):
-            refused = self.home.data / f"refused-{key[:32]}"
-            shutil.rmtree(refused, ignore_errors=True)
-            partial.rename(refused)
-            raise BadInput(_message(source.path, violations, refused))
-        table = train_table(keep) if inputs["kind"] == "train" else eval_table(keep)
-        write_table(table, partial / "rows.parquet")
-        snapshot = Snapshot(
-            name=name,
-            source=source.path,
-            directory=str(target),
-            file=str(target / "rows.parquet"),
-            file_sha256=digest_file(partial / "rows.parquet"),
-            data_hash=data_hash(table),
-            rows=len(table),
-            quarantined=len(bad),
-        )
-        snapshot.write(partial / "snapshot.json")
-        partial.rename(target)
+        self.home.data.mkdir(parents=True, exist_ok=True)
+        with placed(target) as partial:
+            violations = run_expectations(name, facts, expectations, partial)
+            bad = {row for violation in violations for row in violation.rows}
+            if bad:
+                _write_quarantine(rows, violations, partial / "quarantine.parquet")
+            keep = [row for number, row in enumerate(rows, 1) if number not in bad]
+            if violations and (self.curriculum.on_invalid == "fail" or not keep or not bad):
+                refused = self.home.data / f"refused-{key[:32]}"
+                shutil.rmtree(refused, ignore_errors=True)
+                partial.rename(refused)
+                raise BadInput(_message(source.path, violations, refused))
+            table = train_table(keep) if inputs["kind"] == "train" else eval_table(keep)
+            write_table(table, partial / ROWS)
+            snapshot = Snapshot(
+                name=name,
+                source=source.path,
+                directory=str(target),
+                file=str(target / ROWS),
+                files=all_files(partial),
+                data_hash=data_hash(table),
+                rows=len(table),
+                quarantined=len(bad),
+            ).seal()
+            snapshot.write(partial / SNAPSHOT)
         note = f"{len(table)} rows pass {len(expectations)} rules"
         if bad:
             note += f"; {len(bad)} rows are in quarantine: {target / 'quarantine.parquet'}"
         say("validate", name, note, "yellow" if bad else "")
         return snapshot
+
+
+def verified_snapshot(directory: Path) -> Snapshot:
+    """A snapshot that is there; raises BadInput where it is not as it was made."""
+    snapshot = Snapshot.read(directory / SNAPSHOT)
+    if all_files(directory, lambda path: path.name != SNAPSHOT) != snapshot.files:
+        raise BadInput(f"{directory}: was altered after it was made")
+    return snapshot
 
 
 def run_expectations(

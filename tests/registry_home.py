@@ -3,6 +3,7 @@
 Everything but the training is real: runs, artifacts, versions, manifests, verdicts, ledger.
 """
 
+import os
 import shutil
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from schemas.settings import RuntimeSettings, TrainingSettings
 from schemas.snapshot import Snapshot
 from schemas.stage import StageRecord, StageSpec
 from sdft.data import data_hash, train_table, write_table
-from sdft.modelfiles import model_files, model_hash
-from sdft.record import RECORD
+from sdft.modelfiles import all_files, model_files, model_hash
+from sdft.record import RECORD, log_files
+from sdft.stagelog import METRICS
 from tasks import registration
 from tasks.basemodel import ModelDir
 from tasks.gating import keep_verdict
 from tasks.home import Home
+from tasks.leases import leased
 from tasks.tracking import experiment, log_snapshot, open_client, stage_run
 from tasks.training import TrainedStage
 
@@ -52,23 +55,26 @@ class RegistryHome:
         )
         directory = self.home.stages / spec.key[:32]
         model = self._model(directory / "model", spec.key)
+        (directory / METRICS).write_text("")
+        (directory / "rollouts").mkdir(exist_ok=True)
         record = StageRecord(
             key=spec.key,
             spec=spec,
             model_hash=model.model_hash,
             files=model_files(directory / "model"),
+            logs=log_files(directory),
             steps=1,
             train_seconds=1.0,
+            checkpoint_seconds=0.0,
             peak_memory_bytes=1,
             code_version="test",
             environment={"device": "cpu"},
-        )
+        ).seal()
         record.write(directory / RECORD)
-        (directory / "metrics.jsonl").write_text("{}\n")
         run_id = stage_run(
             self.client, experiment(self.client, self.home, self.name), spec, stage
         ).info.run_id
-        for file in (RECORD, "metrics.jsonl"):
+        for file in (RECORD, METRICS):
             self.client.log_artifact(run_id, str(directory / file))
         log_snapshot(self.client, run_id, snapshot, "training")
         self.client.log_metric(run_id, f"eval/{skill}", 0.5)
@@ -89,11 +95,17 @@ class RegistryHome:
         self, stage: TrainedStage, parent_version: str | None, decision: str = "pass"
     ) -> str:
         """Register a stage under a verdict; returns its version."""
-        verdict = make_verdict(stage, decision)
+        return self.register_judged(stage, make_verdict(stage, decision), parent_version)
+
+    def register_judged(
+        self, stage: TrainedStage, verdict: Verdict, parent_version: str | None
+    ) -> str:
+        """Keep a verdict and register its stage, as a run does; returns the version."""
         keep_verdict(verdict, stage.run_id, self.home)
-        return registration.register_stage.fn(
-            self.name, stage, verdict, parent_version, str(self.home.root)
-        ).version
+        with leased(f"process {os.getpid()}", self.name, self.home) as fence:
+            return registration.register_stage(
+                self.home, self.name, stage, verdict, parent_version, fence
+            )
 
     def line(self, skills: list[str]) -> list[str]:
         """Versions for skills learned one on another; all pass."""
@@ -126,11 +138,11 @@ class RegistryHome:
             source="train.jsonl",
             directory=str(directory),
             file=str(directory / "rows.parquet"),
-            file_sha256="0" * 64,
+            files=all_files(directory),
             data_hash=data_hash(table),
             rows=rows,
             quarantined=0,
-        )
+        ).seal()
         snapshot.write(directory / "snapshot.json")
         return snapshot
 

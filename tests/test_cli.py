@@ -98,7 +98,8 @@ def test_ctrl_c_saves_and_the_same_command_finishes(tmp_path: Path) -> None:
     finished = run("learn", path, cwd=tmp_path)
     assert finished.returncode == 3, finished.stdout + finished.stderr
     assert "alpha: gained" in finished.stdout
-    steps = [json.loads(line)["step"] for line in metrics[0].read_text().splitlines()]
+    lines = (stage.with_suffix("") / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line)["step"] for line in lines]
     assert steps == list(range(1, 401))
 
     matrix = run("matrix", "demo", "--json", cwd=tmp_path)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from conftest import QUICKSTART
 
 from schemas.base import BadInput
 from schemas.curriculum import Curriculum, load_curriculum
@@ -134,3 +135,18 @@ def test_teacher_templates_show_the_demonstration_and_leave_data_alone() -> None
     assert with_source[-1]["content"].startswith("SOURCE\n\nq ")
     assert len(teacher_messages(turns, "a", None, "dialogue")) == 4
     check_template("{prompt} | {demonstration}")
+
+
+def test_the_refused_example_teaches_the_quickstart_by_other_training() -> None:
+    quickstart, refused = (
+        load_curriculum(QUICKSTART / name) for name in ("curriculum.yaml", "refused.yaml")
+    )
+    assert (quickstart.training.method, refused.training.method) == ("sdft", "sft")
+    other = {"method": "sft", "learning_rate": refused.training.learning_rate}
+
+    alike = {"training": refused.training}
+    skills = tuple(
+        skill.model_copy(update={"training": skill.training.model_copy(update=other)})
+        for skill in quickstart.skills
+    )
+    assert quickstart.model_copy(update=alike | {"skills": skills}) == refused

@@ -16,8 +16,9 @@ import httpx
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from conftest import eval_rows, save_tiny_model, train_rows, write_jsonl
+from conftest import QUICKSTART, eval_rows, save_tiny_model, train_rows, write_jsonl
 from mlflow import MlflowClient
+from typer.testing import CliRunner
 
 from schemas.base import BadInput
 
@@ -272,6 +273,30 @@ def test_again_does_nothing_and_a_refusal_leaves_the_champion(place: Place) -> N
     assert [row.parent_stage for row in refused.matrix.rows] == [None, 0, 0]
 
 
+def test_a_plan_reuses_only_what_the_verdicts_of_these_rules_let_in(place: Place) -> None:
+    from flows.plan import plan_curriculum
+    from schemas.curriculum import load_curriculum
+    from tasks.home import Home
+
+    def actions(skills: list[str], **changes: Any) -> list[str]:
+        curriculum = load_curriculum(write_curriculum(place.folder, skills, **changes))
+        return [one.action for one in plan_curriculum(curriculum, Home(place.home)).stages]
+
+    before = len(place.versions())
+    skills = ["alpha", "beta"]
+    place.learn(skills)
+    assert actions([*skills, "omega"]) == ["reused", "reused", "learned"]
+    assert actions(skills, seed=77) == ["learned", "learned"]
+    other_rules = [
+        {"gate": {"min_gain": 0.9, "max_forgetting": 1.0}},
+        {"evaluation": {"max_new_tokens": 7}},
+        {"general": []},
+    ]
+    for change in other_rules:
+        assert actions(skills, **change) == ["judged anew", "open"], change
+    assert len(place.versions()) == before
+
+
 def test_a_new_skill_is_the_only_one_that_is_learned(place: Place) -> None:
     more = place.learn(["alpha", "beta", "gamma"])
     assert more.trained == ("gamma",)
@@ -295,11 +320,15 @@ def test_a_skill_can_be_taken_out_again(place: Place) -> None:
     assert replayed.matrix.rows[1].model_hash == before.matrix.rows[1].model_hash
     candidate = read_lineage(home, "demo@candidate")
     assert [stage.skill for stage in candidate.stages] == ["alpha", "gamma"]
-    assert candidate.version not in [one.version for one in trace(home, "beta")]
+    assert candidate.version not in [one.version for one in trace(home, "beta").found]
     assert place.champion() == champion, "it knows less; that is for a person to decide"
-    for skill, message in [("beta", "has no skill 'beta'"), ("delta", "it has alpha, gamma")]:
-        with pytest.raises(BadInput, match=message):
-            curriculum_without(home, "demo", skill)
+    again = learn(str(curriculum_without(home, "demo", "beta")), str(place.home))
+    assert (again.trained, again.report) == (
+        (),
+        replayed.report.model_copy(update={"is_new": False}),
+    )
+    with pytest.raises(BadInput, match="has no skill 'delta'; it has alpha, gamma"):
+        curriculum_without(home, "demo", "delta")
     with pytest.raises(BadInput, match="has learned no curriculum named 'nobody'"):
         curriculum_without(home, "nobody", "alpha")
 
@@ -318,6 +347,21 @@ def test_without_forward_transfer_a_refusal_does_not_doom_the_next_skill(place: 
     assert refused.matrix.rows[1].cells[2] is None, "alpha's row was not scored on gamma"
 
 
+def test_the_refused_example_is_refused_with_exit_code_3(place: Place, tmp_path: Path) -> None:
+    """Its last skill alone, held against the suite that it costs most."""
+    from flows.cli import app
+    from schemas.curriculum import load_curriculum
+
+    whole = load_curriculum(QUICKSTART / "refused.yaml")
+    cut = {"skills": whole.skills[-1:], "general": whole.general[-1:]}
+    file = tmp_path / "refused.yaml"
+    file.write_text(yaml.safe_dump(whole.model_copy(update=cut).model_dump(mode="json")))
+    result = CliRunner().invoke(app, ["learn", str(file), "--home", str(place.home)])
+    assert result.exit_code == 3, result.output
+    assert "lists: lost 0." in result.output
+    assert "champion: none, no stage of quickstart has passed" in result.output
+
+
 def test_an_altered_model_is_never_taken_for_the_trained_one(place: Place) -> None:
     place.learn(["delta"])
     [stage] = [
@@ -330,5 +374,5 @@ def test_an_altered_model_is_never_taken_for_the_trained_one(place: Place) -> No
         last = file.read(1)
         file.seek(-1, 2)
         file.write(bytes([last[0] ^ 1]))
-    with pytest.raises(BadInput, match=r"not those that record\.json lists"):
+    with pytest.raises(BadInput, match=r"not the files that record\.json lists"):
         place.learn(["delta"])

@@ -11,8 +11,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import DatabaseError
 
 from schemas.base import BadInput
-from schemas.ledger import Champion, Draft, Entry
-from sdft.chain import ancestry, champion, champions, first_break, skills_of
+from schemas.ledger import Champion, Draft, Entry, Kind
+from sdft.chain import ancestry, champion, champions, first_break, let_in, skills_of
 from tasks.console import shown_address
 from tasks.home import Home
 from tasks.ledger import Ledger, Raced, who
@@ -132,6 +132,20 @@ def test_ancestry_follows_parents_not_numbers(ledger: Ledger) -> None:
     assert [one.version for one in ancestry(entries, "3")] == ["1", "3"]
     assert skills_of(entries, "3") == {"s1", "s3"}
     assert skills_of(entries, None) == set()
+
+
+def test_what_passed_or_was_overridden_is_let_in_until_it_is_judged_anew(ledger: Ledger) -> None:
+    def after(kind: Kind, verdict_hash: str, decision: str) -> bool:
+        draft = Draft(kind=kind, name="demo", version="1", verdict_hash=verdict_hash)
+        ledger.append([draft.model_copy(update={"decision": decision})])
+        return let_in(ledger.entries("demo"), "1")
+
+    ledger.append([registered("1")])
+    assert not let_in(ledger.entries("demo"), "1")
+    assert after("verdict", "x", "pass")
+    assert not after("verdict", "y", "refuse")
+    assert after("overridden", "y", "refuse")
+    assert not after("verdict", "z", "ask")
 
 
 @pytest.mark.parametrize(

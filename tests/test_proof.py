@@ -5,7 +5,9 @@ import shutil
 import sqlite3
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from registry_home import RegistryHome, make_verdict
 
 from schemas.base import BadInput
@@ -13,13 +15,11 @@ from schemas.digest import digest_file
 from schemas.results import SuiteJudgement
 from schemas.stage import StageRecord
 from tasks import registration
-from tasks.gating import keep_verdict
 from tasks.ledger import Ledger
 from tasks.lineage import diff_versions, read_lineage, row_hashes, trace
 from tasks.packages import Manifest, local_copy, package_uri, run_file
 from tasks.promotion import rollback
 from tasks.proof import Lie, prove
-from tasks.registration import register_stage
 
 pytestmark = pytest.mark.slow
 
@@ -71,7 +71,9 @@ def test_references_to_versions(demo: RegistryHome) -> None:
 
 def test_trace_finds_skills_rows_data_and_models(demo: RegistryHome) -> None:
     def versions(wanted: str) -> list[str]:
-        return [one.version for one in trace(demo.home, wanted)]
+        traces = trace(demo.home, wanted)
+        assert traces.unread == ()
+        return [one.version for one in traces.found]
 
     assert versions("a") == ["1", "2", "3", "4"]
     assert versions("c") == ["3"]
@@ -79,12 +81,68 @@ def test_trace_finds_skills_rows_data_and_models(demo: RegistryHome) -> None:
     second = lineage.stages[1]
     hashes = row_hashes(demo.client.get_run(second.run_id), "b")
     assert versions(hashes[1]) == ["2", "3", "4"], "the fourth version has that row as well"
-    assert [one.found for one in trace(demo.home, hashes[1][:12])] == ["row 2"] * 3
+    assert [one.found for one in trace(demo.home, hashes[1][:12]).found] == ["row 2"] * 3
     assert versions(second.data.data_hash) == ["2", "3"]
     assert versions(second.model_hash[:16]) == ["2", "3"]
-    assert trace(demo.home, "0" * 64) == []
+    assert versions("0" * 64) == []
     with pytest.raises(BadInput, match="neither a skill that was learned nor 8 to 64 digits"):
         trace(demo.home, "abc")
+
+
+def test_trace_finds_what_rests_on_a_base_model(tmp_path: Path) -> None:
+    """Also where a model that was learned here is the base of another name."""
+    place = RegistryHome(tmp_path)
+    place.line(["a", "b"])
+    place.register(place.grow("c"), None)
+    first, *_ = trace(place.home, place.base.model_hash[:8]).found
+    assert (first.found, first.skill, first.came_with) == ("base model", "a", "1")
+    found = trace(place.home, place.base.model_hash).found
+    assert [(one.version, one.came_with) for one in found] == [("1", "1"), ("2", "1"), ("3", "3")]
+
+    learned = place.grow("a")
+    other = RegistryHome(tmp_path, "other")
+    other.base = learned.model
+    other.line(["d", "e"])
+    found = trace(place.home, learned.model.model_hash).found
+    assert [(one.name, one.version, one.found) for one in found] == [
+        ("demo", "1", "model hash"),
+        ("demo", "2", "model hash"),
+        ("other", "1", "base model"),
+        ("other", "2", "base model"),
+    ]
+
+
+def test_trace_goes_on_without_what_is_gone_and_names_it(tmp_path: Path) -> None:
+    """One name's run, another's registered model, a third's row are gone; the fourth is whole."""
+    places = {name: RegistryHome(tmp_path, name) for name in ("run", "model", "row", "whole")}
+    stages = {name: place.grow("a") for name, place in places.items()}
+    for name, place in places.items():
+        place.register(stages[name], None)
+    home, client = places["whole"].home, places["whole"].client
+    row, *_, last = row_hashes(client.get_run(stages["whole"].run_id), "a")
+    SqlAlchemyStore(home.tracking_uri, home.artifacts.as_uri())._hard_delete_run(
+        stages["run"].run_id
+    )
+    client.delete_registered_model("model")
+    rows = run_file(client.get_run(stages["row"].run_id), "validation/a/train/rows.parquet")
+    pq.write_table(pq.read_table(rows).slice(1), rows)
+
+    for wanted in (row, last):
+        traces = trace(home, wanted)
+        assert [one.name for one in traces.found] == ["whole"]
+        assert {one.name: one.reason for one in traces.unread} == {
+            "run": "is gone from the registry, or its run is",
+            "model": "is gone from the registry, or its run is",
+            "row": "its data rows are not those that were registered",
+        }
+    stage = stages["whole"]
+    for wanted in ("a", stage.data_hash, stage.key, stage.model.model_hash, stage.parent_hash):
+        traces = trace(home, wanted)
+        assert (len(traces.found), traces.unread) == (4, ()), "the run is not needed"
+    shutil.rmtree(home.stages)
+    traces = trace(home, stage.parent_hash)
+    assert [one.name for one in traces.found] == ["row", "whole"]
+    assert [one.name for one in traces.unread] == ["run", "model"]
 
 
 def test_diff_tells_skills_rows_and_settings(demo: RegistryHome) -> None:
@@ -167,8 +225,7 @@ def test_a_score_that_is_not_the_verdicts_is_a_lie(tmp_path: Path) -> None:
         | {"reference_stage": 0, "candidate": 0.5, "settings": {}}
     )
     verdict = make_verdict(stage, "pass").model_copy(update={"judgements": (judgement,)})
-    keep_verdict(verdict, stage.run_id, place.home)
-    register_stage.fn("demo", stage, verdict, None, str(place.home.root))
+    place.register_judged(stage, verdict, None)
     assert prove(place.home, "demo").stages == 1
     place.client.log_metric(stage.run_id, "eval/a", 0.99, step=1)
     with pytest.raises(Lie, match=r"the run says 0\.99 on a, its verdict 0\.5"):
@@ -213,9 +270,7 @@ def test_a_second_verdict_stands_beside_the_first(tmp_path: Path) -> None:
     stage = place.grow("a")
     version = place.register(stage, None, "ask")
     stricter = make_verdict(stage, "refuse")
-    keep_verdict(stricter, stage.run_id, place.home)
-    again = register_stage.fn("demo", stage, stricter, None, str(place.home.root))
-    assert again.version == version
+    assert place.register_judged(stage, stricter, None) == version
     lineage = read_lineage(place.home, "demo@candidate")
     assert lineage.stages[0].decision == "refuse"
     decisions = [e.decision for e in lineage.stages[0].history if e.kind == "verdict"]

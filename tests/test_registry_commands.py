@@ -4,11 +4,19 @@ import json
 from pathlib import Path
 
 import pytest
+from mlflow.store.entities.paged_list import PagedList
 from registry_home import RegistryHome
 from typer.testing import CliRunner, Result
 
 from flows import cli
 from schemas.base import BadInput
+from schemas.curriculum import Curriculum, DataSource, Skill, load_curriculum
+from tasks.aliases import all_pages
+from tasks.lineage import row_hashes
+from tasks.replay import curriculum_without
+from tasks.reporting import CURRICULUM, LATEST
+from tasks.status import registry_status
+from tasks.tracking import experiment
 
 pytestmark = pytest.mark.slow
 
@@ -80,10 +88,63 @@ def test_lineage_in_every_form(demo: RegistryHome, tmp_path: Path) -> None:
 
 
 def test_trace_and_diff(demo: RegistryHome) -> None:
-    assert [one["version"] for one in json.loads(said("trace", "a", "--json"))] == ["1", "2"]
+    traces = json.loads(said("trace", "a", "--json"))
+    assert [one["version"] for one in traces["found"]] == ["1", "2"]
+    assert traces["unread"] == []
+    assert "below a, learned by version 1" in said("trace", demo.base.model_hash[:8])
     assert "learned by version 2" in said("trace", "b")
     assert "no version holds" in said("trace", "0" * 16)
     assert "+ skill b" in said("diff", "demo/1", "demo")
+
+
+def test_an_incomplete_trace_is_exit_code_1(demo: RegistryHome) -> None:
+    row = row_hashes(demo.client.get_run(demo.client.get_model_version("demo", "1").run_id), "a")[0]
+    demo.client.delete_model_version("demo", "2")
+    result = run("trace", row)
+    assert result.exit_code == 1
+    assert "row 1" in result.output
+    assert "not read: demo/2, with all that is built on it: is gone from the" in result.output
+    assert "error: incomplete: versions that could not be read: 1" in result.output
+    assert "no version that could be read holds" in run("trace", "0" * 64).output
+    as_json = run("trace", row, "--json")
+    assert as_json.exit_code == 1
+    traces = json.loads(as_json.stdout)
+    assert [one["version"] for one in traces["found"]] == ["1", "2"]
+    assert [one["version"] for one in traces["unread"]] == ["2"]
+    assert run("trace", "b").exit_code == 0, "a skill is in the ledger"
+
+
+def test_replay_asked_again_learns_the_same_curriculum(demo: RegistryHome) -> None:
+    """As long as the file is there, and what was learned last is what it says."""
+    source = DataSource(path="/data/rows.jsonl")
+    skills = tuple(Skill(name=name, train=source, eval=source) for name in ("a", "b", "c"))
+    learned(demo, Curriculum(name="demo", base_model="/models/base", skills=skills))
+    path = curriculum_without(demo.home, "demo", "b")
+    learned(demo, load_curriculum(path))
+    assert curriculum_without(demo.home, "demo", "b") == path
+    assert [one.name for one in load_curriculum(path).skills] == ["a", "c"]
+    with pytest.raises(BadInput, match="has no skill 'd'; it has a, c"):
+        curriculum_without(demo.home, "demo", "d")
+    path.write_text(path.read_text().replace("seed: 0", "seed: 1"))
+    with pytest.raises(BadInput, match="has no skill 'b'; it has a, c"):
+        curriculum_without(demo.home, "demo", "b")
+
+
+def learned(place: RegistryHome, curriculum: Curriculum) -> None:
+    """Make a curriculum the newest of its name, as the end of a run does."""
+    experiment_id = experiment(place.client, place.home, place.name)
+    run_id = place.client.create_run(experiment_id).info.run_id
+    place.client.log_text(run_id, curriculum.text, f"retention/{CURRICULUM}")
+    place.client.set_registered_model_tag(place.name, LATEST, run_id)
+
+
+def test_status_shows_more_names_than_one_page_has(demo: RegistryHome) -> None:
+    for number in range(100):
+        demo.client.create_registered_model(f"name-{number:03}")
+    names = [one.name for one in registry_status(demo.home)]
+    assert names == ["demo", *(f"name-{number:03}" for number in range(100))]
+    pages = {None: PagedList([1, 2], "a"), "a": PagedList([], "b"), "b": PagedList([3], None)}
+    assert all_pages(lambda token: pages[token]) == [1, 2, 3]
 
 
 def test_a_lie_is_exit_code_4_and_named(demo: RegistryHome) -> None:

@@ -135,8 +135,12 @@ def test_a_snapshot_is_reused_and_an_altered_one_made_again(tiny_dir: Path, tmp_
     before = file.stat().st_mtime_ns
     assert check(tmp_path, tiny_dir, train_rows(6)) == first
     assert file.stat().st_mtime_ns == before
-    file.write_bytes(file.read_bytes()[:-1] + b"?")
-    assert check(tmp_path, tiny_dir, train_rows(6)) == first
+    for name in ("rows.parquet", "snapshot.json", "result.json"):
+        altered = file.with_name(name)
+        altered.write_bytes(altered.read_bytes()[:-1] + b"?")
+        again = check(tmp_path, tiny_dir, train_rows(6)).train
+        assert again is not None and again.data_hash == first.train.data_hash
+        assert altered.read_bytes()[-1:] != b"?"
     assert file.stat().st_mtime_ns != before
 
 

@@ -10,12 +10,12 @@ from registry_home import RegistryHome, make_verdict
 
 from schemas.base import BadInput
 from schemas.ledger import Draft
-from tasks import promotion, registration
+from tasks import promotion
 from tasks.aliases import alias_version, drift, mirror, reconcile
-from tasks.gating import keep_verdict
 from tasks.ledger import Ledger
 from tasks.packages import Manifest, Registered
 from tasks.promotion import promote, rollback
+from tasks.publishing import is_let_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 
@@ -160,8 +160,7 @@ def test_a_new_verdict_moves_no_champion(demo: RegistryHome) -> None:
     rollback(demo.home, "demo")
     last = demo.grow("c", demo.grow("b", demo.grow("a")))
     verdict = make_verdict(last, "pass", note="-judged-anew")
-    keep_verdict(verdict, last.run_id, demo.home)
-    registration.register_stage.fn("demo", last, verdict, "2", str(demo.home.root))
+    demo.register_judged(last, verdict, "2")
     assert kinds(demo)[-2:] == ["rolled back", "verdict"]
     assert aliases(demo) == ("3", "2")
 
@@ -169,12 +168,12 @@ def test_a_new_verdict_moves_no_champion(demo: RegistryHome) -> None:
 def test_the_next_stage_may_start_from_what_a_person_let_in(demo: RegistryHome) -> None:
     stage = demo.grow("unsure")
     verdict = make_verdict(stage, "ask")
-    keep_verdict(verdict, stage.run_id, demo.home)
-    arguments = ("demo", stage, verdict, None, str(demo.home.root))
-    first = registration.register_stage.fn(*arguments)
-    assert not first.let_in
-    promote(demo.home, "demo", first.version, override="looked at by hand")
-    assert registration.register_stage.fn(*arguments).let_in
+    version = demo.register_judged(stage, verdict, None)
+    assert not is_let_in(demo.home, "demo", version, verdict)
+    promote(demo.home, "demo", version, override="looked at by hand")
+    assert is_let_in(demo.home, "demo", version, verdict)
+    stricter = make_verdict(stage, "ask", note="-judged-anew")
+    assert not is_let_in(demo.home, "demo", version, stricter)
 
 
 def test_an_alias_moved_by_hand_is_drift_and_put_back(demo: RegistryHome) -> None:

@@ -13,13 +13,12 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from registry_home import RegistryHome, make_verdict
+from registry_home import RegistryHome
 
 from sdft.chain import first_break
 from tasks import ledger as ledger_module
 from tasks import registration
 from tasks.aliases import alias_version, drift, reconcile
-from tasks.gating import keep_verdict
 from tasks.ledger import Ledger
 from tasks.proof import prove
 from tasks.training import TrainedStage
@@ -76,10 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def register(folder: Path, stage: TrainedStage, name: str, parent: str | None) -> None:
     """Register a stage that passed."""
-    place = RegistryHome(folder, name)
-    verdict = make_verdict(stage, "pass")
-    keep_verdict(verdict, stage.run_id, place.home)
-    registration.register_stage.fn(name, stage, verdict, parent, str(place.home.root))
+    RegistryHome(folder, name).register(stage, parent)
 
 
 def register_and_die(
@@ -87,8 +83,6 @@ def register_and_die(
 ) -> None:
     """Register a stage, with SIGKILL to oneself in a gap."""
     place = RegistryHome(folder, name)
-    verdict = make_verdict(stage, "pass")
-    keep_verdict(verdict, stage.run_id, place.home)
     owner, function, turn = GAPS[gap]
     real: Callable[..., Any] = getattr(owner, function)
     calls = 0
@@ -101,7 +95,7 @@ def register_and_die(
         return real(*args, **kwargs)
 
     setattr(owner, function, cut)
-    registration.register_stage.fn(name, stage, verdict, parent, str(place.home.root))
+    place.register(stage, parent)
 
 
 def register_together(

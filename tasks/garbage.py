@@ -1,0 +1,162 @@
+"""What nothing reaches any more: no alias, version, ledger entry or running stage."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import unquote, urlparse
+
+from schemas.base import BadInput, Contract
+from schemas.results import Cell
+from schemas.snapshot import Snapshot
+from schemas.stage import StageRecord
+from sdft.cells import CELL
+from sdft.record import RECORD
+from tasks.aliases import all_pages
+from tasks.home import Home
+from tasks.leases import holders
+from tasks.ledger import Ledger
+from tasks.tracking import STAGE_KEY, open_client
+from tasks.validation import SNAPSHOT
+
+Document = TypeVar("Document", bound=Contract)
+
+
+class Garbage(Contract):
+    """One thing that can go."""
+
+    what: str
+    path: str
+    """Inside the home, or the address of an artifact outside of it."""
+    size_bytes: int
+
+
+@dataclass
+class _Reached:
+    """What must stay: stages by key, models and data by hash, base models by directory."""
+
+    stages: set[str] = field(default_factory=set)
+    models: set[str] = field(default_factory=set)
+    data: set[str] = field(default_factory=set)
+    bases: set[str] = field(default_factory=set)
+
+
+def collect(home: Home, older_than_s: float, remove: bool) -> list[Garbage]:
+    """Find what nothing reaches and nobody has touched for so long; with `remove`, remove it.
+
+    A registered version reaches its stage, its parent, its data and its scores; a held lease
+    reaches the stage that is being worked on. The checkpoints of a registered stage are reached by
+    nothing: the stage is whole without them, and MLflow has their weights.
+    """
+    before = time.time() - older_than_s
+    found: list[Garbage] = []
+    for what, path in _unreached(home):
+        if path.stat().st_mtime <= before:
+            name = str(path.relative_to(home.root))
+            found.append(Garbage(what=what, path=name, size_bytes=_size(path)))
+            if remove:
+                shutil.rmtree(path)
+    return found + list(_logged_models(home, before, remove))
+
+
+def _unreached(home: Home) -> Iterator[tuple[str, Path]]:
+    ledger = Ledger(home)
+    registered = [one for one in ledger.entries() if one.kind == "registered"]
+    keys = {(one.stage_key or "")[:32] for one in registered}
+    held = {key[:32] for key in holders(ledger)}
+    reached = _Reached(
+        stages=keys | held,
+        models={one.model_hash or "" for one in registered},
+        data={one.data_hash or "" for one in registered},
+    )
+    yield from _stages(home, reached, keys, held)
+    yield from _cells(home, reached)
+    yield from _data(home, reached)
+    for path in _directories(home.models):
+        if str(path) not in reached.bases:
+            yield "a base model that no stage here was trained on", path
+
+
+def _stages(
+    home: Home, reached: _Reached, registered: set[str], held: set[str]
+) -> Iterator[tuple[str, Path]]:
+    for path in _directories(home.stages):
+        key = path.name.partition(".")[0]
+        if key not in reached.stages:
+            yield "a stage that is not registered", path
+            continue
+        if path.suffix and key not in held:
+            yield "work on a stage that is finished", path
+            continue
+        if not path.suffix and (path / RECORD).is_file():
+            spec = StageRecord.read(path / RECORD).spec
+            reached.models.add(spec.parent_hash)
+            reached.bases.add(spec.parent_dir)
+        if key in registered and (path / "checkpoints").is_dir():
+            yield "checkpoints of a finished stage", path / "checkpoints"
+
+
+def _cells(home: Home, reached: _Reached) -> Iterator[tuple[str, Path]]:
+    known = {one[:16] for one in reached.models}
+    for path in _directories(home.cells):
+        if path.name.startswith("spec-"):
+            if path.name.removeprefix("spec-") not in known:
+                yield "an evaluation of a model that is gone", path
+            continue
+        cell = _read(Cell, path / CELL)
+        if cell is None or cell.model_hash not in reached.models:
+            yield "a score of a model that is gone", path
+        else:
+            reached.data.add(cell.suite_hash)
+
+
+def _data(home: Home, reached: _Reached) -> Iterator[tuple[str, Path]]:
+    for path in _directories(home.data):
+        snapshot = _read(Snapshot, path / SNAPSHOT)
+        if path.name.startswith("refused-"):
+            yield "a report on data that were refused", path
+        elif snapshot is None or snapshot.data_hash not in reached.data:
+            yield "data that no version rests on", path
+
+
+def _logged_models(home: Home, before: float, remove: bool) -> Iterator[Garbage]:
+    """Packages that a killed registration left in MLflow, of which no version was made."""
+    client = open_client(home)
+    versions = all_pages(lambda token: client.search_model_versions(page_token=token))
+    used = {one.source for one in versions} | {one.model_id for one in versions}
+    experiments = all_pages(lambda token: client.search_experiments(page_token=token))
+    places = [one.experiment_id for one in experiments]
+    for model in all_pages(lambda token: client.search_logged_models(places, page_token=token)):
+        names = {model.model_id, model.artifact_location, f"models:/{model.model_id}"}
+        ours = STAGE_KEY in model.tags
+        if not ours or names & used or model.creation_timestamp / 1000 > before:
+            continue
+        address = urlparse(model.artifact_location)
+        folder = Path(unquote(address.path)) if address.scheme in ("", "file") else None
+        yield Garbage(
+            what="a package that became no version",
+            path=model.artifact_location,
+            size_bytes=_size(folder) if folder else 0,
+        )
+        if remove:
+            client.delete_logged_model(model.model_id)
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _directories(folder: Path) -> list[Path]:
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path for path in found if path.is_dir() and not path.name.startswith("."))
+
+
+def _read(kind: type[Document], path: Path) -> Document | None:
+    try:
+        return kind.read(path)
+    except BadInput:
+        return None
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

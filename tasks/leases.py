@@ -1,0 +1,183 @@
+"""Who works on what: one holder a key, in the ledger's database, for as long as it gives beats.
+
+A holder that gives none is taken for dead, by the clock of whoever waits, so no two machines need
+the same time. The token counts the holders: what one of them still wants to write when another has
+the key is refused (fencing).
+"""
+
+import os
+import platform
+import threading
+import time
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+from sqlalchemy import ColumnElement, Connection, insert, select, update
+
+from schemas.base import Contract
+from tasks.console import say
+from tasks.failures import RunFailed
+from tasks.home import Home
+from tasks.ledger import Ledger, LedgerAway
+from tasks.ledger_tables import LEASES
+
+LEASE_S = float(os.environ.get("SDFT_LEASE_S", "60"))
+"""A holder without a beat for so long has lost what it held."""
+BEATS = 6
+"""Beats in that time."""
+
+
+class Fenced(RunFailed):
+    """Another process holds what this one thought to hold; nothing more is written."""
+
+
+class Holder(Contract):
+    """A process, on one machine since its last start."""
+
+    host: str
+    machine: str
+    pid: int
+    started: float
+    since: str
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether it can be seen from here that this process is no more."""
+        if self.machine != _machine():
+            return False
+        try:
+            process = psutil.Process(self.pid)
+            if process.status() == psutil.STATUS_ZOMBIE:
+                return True
+            return abs(process.create_time() - self.started) > 1
+        except psutil.NoSuchProcess:
+            return True
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host} (since {self.since})"
+
+
+class Fence(Contract):
+    """What a holder shows with everything it writes."""
+
+    key: str
+    token: int
+
+
+def myself() -> Holder:
+    process = psutil.Process()
+    return Holder(
+        host=platform.node(),
+        machine=_machine(),
+        pid=process.pid,
+        started=process.create_time(),
+        since=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _machine() -> str:
+    """This machine since its last start, and its own numbering of processes."""
+    boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    if not boot.is_file():
+        return platform.node()
+    return f"{boot.read_text().strip()} {os.readlink(space)}"  # noqa: PTH115
+
+
+@contextmanager
+def leased(key: str, what: str, home: Home) -> Generator[Fence]:
+    """Hold a key; waits while another process that is alive has it. `what` is told to people."""
+    ledger = Ledger(home)
+    fence = _acquire(ledger, key, what)
+    done = threading.Event()
+    beating = threading.Thread(target=_beat, args=(ledger, fence, done), daemon=True)
+    beating.start()
+    try:
+        yield fence
+    finally:
+        done.set()
+        beating.join()
+        with suppress(LedgerAway), ledger.transaction() as connection:
+            connection.execute(update(LEASES).where(_mine(fence)).values(holder=None))
+
+
+def check(ledger: Ledger, fence: Fence) -> None:
+    """Raise Fenced where another process has taken the key over."""
+    with ledger.reading() as connection:
+        check_in(connection, fence)
+
+
+def check_in(connection: Connection, fence: Fence) -> None:
+    """The same inside of a transaction, which then holds for as long as that does."""
+    row = connection.execute(
+        select(LEASES.c.token, LEASES.c.holder).where(LEASES.c.key == fence.key)
+    ).first()
+    if row is None or row.token != fence.token:
+        by = Holder.model_validate_json(row.holder) if row and row.holder else "another process"
+        raise Fenced(
+            f"{by} took this work over, for this one gave no sign of life for {LEASE_S:.0f} s"
+        )
+
+
+def holders(ledger: Ledger) -> dict[str, Holder]:
+    """Who holds what now, by key; some may be dead."""
+    with ledger.reading() as connection:
+        rows = connection.execute(
+            select(LEASES.c.key, LEASES.c.holder).where(LEASES.c.holder.is_not(None))
+        ).all()
+    return {row.key: Holder.model_validate_json(row.holder) for row in rows}
+
+
+def release_dead(ledger: Ledger) -> dict[str, Holder]:
+    """Take from dead processes of this machine what they held; returns it."""
+    dead = {key: holder for key, holder in holders(ledger).items() if holder.is_dead}
+    with ledger.transaction() as connection:
+        for key, holder in dead.items():
+            held = (LEASES.c.key == key) & (LEASES.c.holder == holder.model_dump_json())
+            connection.execute(update(LEASES).where(held).values(holder=None))
+    return dead
+
+
+def _acquire(ledger: Ledger, key: str, what: str) -> Fence:
+    me = myself().model_dump_json()
+    seen: tuple[int, int] | None = None
+    quiet_s = 0.0
+    while True:
+        asked = time.monotonic()
+        with ledger.transaction() as connection:
+            row = connection.execute(select(LEASES).where(LEASES.c.key == key)).first()
+            if row is None:
+                values = {"key": key, "token": 1, "beats": 0, "holder": me}
+                connection.execute(insert(LEASES).values(values))
+                return Fence(key=key, token=1)
+            now = (row.token, row.beats)
+            holder = Holder.model_validate_json(row.holder) if row.holder else None
+            quiet_s = quiet_s if now == seen else 0.0
+            if holder is None or holder.is_dead or quiet_s >= LEASE_S:
+                values = {"token": row.token + 1, "beats": 0, "holder": me}
+                connection.execute(update(LEASES).where(LEASES.c.key == key).values(values))
+                if holder is not None:
+                    say("lease", what, f"taken over from {holder}, which is gone", "yellow")
+                return Fence(key=key, token=row.token + 1)
+        if seen is None:
+            say("lease", what, f"waiting for {holder}", "yellow")
+        seen = now
+        time.sleep(LEASE_S / BEATS / 4)
+        # A database that did not answer, or a machine asleep, is no silence of the holder's.
+        quiet_s += min(time.monotonic() - asked, LEASE_S / BEATS)
+
+
+def _beat(ledger: Ledger, fence: Fence, done: threading.Event) -> None:
+    while not done.wait(LEASE_S / BEATS):
+        try:
+            with ledger.transaction() as connection:
+                values = {"beats": LEASES.c.beats + 1}
+                connection.execute(update(LEASES).where(_mine(fence)).values(values))
+        except LedgerAway:  # the next beat may get through; if none does, others take over
+            continue
+
+
+def _mine(fence: Fence) -> ColumnElement[bool]:
+    return (LEASES.c.key == fence.key) & (LEASES.c.token == fence.token)

@@ -1,0 +1,91 @@
+"""What a judged stage leaves in MLflow, registry and ledger, now or when MLflow is back."""
+
+from pathlib import Path
+
+from prefect import task
+
+from schemas.base import Contract
+from schemas.results import Verdict
+from sdft.chain import newest
+from tasks.aliases import settle
+from tasks.console import say
+from tasks.evaluation import ScoredCell, log_scores
+from tasks.events import deliver
+from tasks.gating import keep_verdict
+from tasks.home import Home
+from tasks.leases import Fence
+from tasks.ledger import Ledger
+from tasks.registration import register_stage
+from tasks.stagefiles import INPUTS, StageInputs
+from tasks.stageruns import log_stage
+from tasks.tracking import Away, open_client, reaching
+from tasks.training import TrainedStage
+
+
+class JudgedStage(Contract):
+    """A stage that was trained, scored and judged."""
+
+    trained: TrainedStage
+    cells: dict[str, ScoredCell]
+    verdict: Verdict
+    parent_stage: int
+    """The stage it started from; 0 is the base model."""
+
+
+@task(task_run_name="settle-registry-{name}")
+def settle_registry(name: str, home_dir: str) -> None:
+    """Finish what a crash left between ledger and aliases; say which aliases were moved by hand."""
+    home = Home(home_dir)
+    try:
+        with reaching(home):
+            drift = settle(home, name)
+    except Away as away:
+        say("registry", name, f"{away}; training goes on without it", "yellow")
+        return
+    for line in drift:
+        say("registry", name, f"{line}; sdft reconcile puts it back", "yellow")
+
+
+@task(task_run_name="publish-{name}")
+def publish_stages(
+    name: str, judged: list[JudgedStage], versions: dict[int, str], fence: Fence, home_dir: str
+) -> dict[int, str]:
+    """Register the stages that `versions` (by stage) lacks, in their order; returns all versions.
+
+    Where MLflow cannot be reached the rest is left: it is asked for again with the next stage.
+    """
+    home, known = Home(home_dir), dict(versions)
+    for stage in judged:
+        number, skill = stage.trained.stage, stage.trained.skill
+        if number in known:
+            continue
+        try:
+            with reaching(home):
+                known[number] = _publish(home, name, stage, known.get(stage.parent_stage), fence)
+        except Away as away:
+            say("register", skill, f"not yet: {away}", "yellow")
+            break
+    deliver(home, name, in_flow=True)
+    return known
+
+
+def is_let_in(home: Home, name: str, version: str | None, verdict: Verdict) -> bool:
+    """Whether the next stage may start from this one: it passed, or a person overrode that."""
+    if verdict.passed or version is None:
+        return verdict.passed
+    override = newest(Ledger(home).entries(name), version, "overridden")
+    return override is not None and override.verdict_hash == verdict.digest
+
+
+def _publish(
+    home: Home, name: str, stage: JudgedStage, parent_version: str | None, fence: Fence
+) -> str:
+    directory = Path(stage.trained.directory)
+    inputs = StageInputs.read(directory / INPUTS).model_copy(
+        update={"curriculum": name, "stage": stage.trained.stage}
+    )
+    run_id = stage.trained.run_id or log_stage(home, directory, inputs)
+    trained = stage.trained.model_copy(update={"run_id": run_id})
+    log_scores(open_client(home), run_id, stage.cells)
+    keep_verdict(stage.verdict, run_id, home)
+    return register_stage(home, name, trained, stage.verdict, parent_version, fence)

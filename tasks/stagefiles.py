@@ -1,0 +1,64 @@
+"""Stage directories: where a stage is worked on, and where it lies when it is finished.
+
+A holder works in `KEY.TOKEN`, named by its lease; a finished stage lies in `KEY`. Taking over is
+renaming the directory, so whoever had it before, however long it slept, has no path into it.
+"""
+
+import shutil
+import time
+from pathlib import Path
+
+from schemas.base import Contract, sync
+from schemas.snapshot import SuiteData
+from schemas.stage import StageRecord, StageSpec
+from sdft.process import is_locked
+from sdft.record import verified_record
+from tasks.children import GRACE_S, POLL_S
+from tasks.home import Home
+
+SPEC, INPUTS = "spec.json", "inputs.json"
+
+
+class StageInputs(Contract):
+    """What a stage directory keeps for the tracker: which stage of what, on which data."""
+
+    curriculum: str
+    stage: int
+    data: SuiteData
+
+
+def finished_dir(home: Home, spec: StageSpec) -> Path:
+    """Where a finished stage lies; there is nothing at this path before."""
+    return home.stages / spec.key[:32]
+
+
+def take_over(home: Home, spec: StageSpec, token: int) -> Path:
+    """The work directory of a lease's holder, with what the holder before has left.
+
+    A trainer that lost its flow saves its state and ends; it is given the time to.
+    """
+    home.stages.mkdir(parents=True, exist_ok=True)
+    target = home.stages / f"{spec.key[:32]}.{token}"
+    left = sorted(home.stages.glob(f"{spec.key[:32]}.*"), key=lambda path: int(path.suffix[1:]))
+    for older in left[:-1]:
+        shutil.rmtree(older)
+    if left and left[-1] != target:
+        patience = time.monotonic() + GRACE_S
+        while is_locked(left[-1]) and time.monotonic() < patience:
+            time.sleep(POLL_S)
+        left[-1].rename(target)
+    target.mkdir(exist_ok=True)
+    sync(home.stages)
+    return target
+
+
+def publish(work: Path, target: Path) -> StageRecord:
+    """Make a finished work directory the stage's own; returns its verified record."""
+    record = verified_record(work)
+    assert record is not None, f"{work}: the trainer ended well without a record"
+    if target.exists():  # another one was faster; on a CPU it is the same to the byte
+        shutil.rmtree(work)
+    else:
+        work.rename(target)
+        sync(target.parent)
+    return record

@@ -1,0 +1,171 @@
+"""A stage's run in MLflow: fed while the stage trains, completed from its files, closed.
+
+metrics.jsonl is the truth. What MLflow does not take now it gets later: training waits for nothing.
+"""
+
+import threading
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+
+from schemas.stage import StageRecord, StageSpec, StepMetrics
+from sdft.record import RECORD
+from sdft.stagelog import METRICS, MetricsReader, read_metrics
+from tasks.home import Home
+from tasks.leases import Fence, Fenced, check
+from tasks.ledger import Ledger
+from tasks.stagefiles import INPUTS, SPEC, StageInputs
+from tasks.tracking import (
+    HOME_TAG,
+    LOGGED,
+    STAGE_KEY,
+    Away,
+    experiment,
+    find_run,
+    log_snapshot,
+    open_client,
+    reaching,
+    set_tags,
+    stage_run,
+)
+
+METRICS_A_BATCH = 1000
+CARRY_S, LONGEST_S = 1.0, 30.0
+"""How often metrics are carried; the pause doubles up to the longest while MLflow is away."""
+LEAD_METRIC = "train/divergence"
+"""Every step has it, and a step is carried whole: which steps a run has is read from it."""
+MODEL_FILES = "model-files"
+ENDED, PEAK = "sdft.ended", "sdft.peak_memory_bytes"
+
+
+class Spool:
+    """Carries the metrics of a stage that is being trained to its run, in the background."""
+
+    def __init__(self, home: Home, work: Path, spec: StageSpec, inputs: StageInputs, fence: Fence):
+        self._home, self._spec, self._inputs, self._fence = home, spec, inputs, fence
+        self._reader = MetricsReader(work / METRICS)
+        self._waiting: list[StepMetrics] = []
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+        self.is_away = False
+
+    def end(self) -> None:
+        """Stop; what was not carried is left to `log_stage`."""
+        self._ended.set()
+        self._thread.join(CARRY_S)
+
+    def _work(self) -> None:
+        pause, run_id, there = CARRY_S, None, set[int]()
+        client, ledger = open_client(self._home), Ledger(self._home)
+        while not self._ended.wait(pause if self._waiting or run_id else 0):
+            try:
+                with reaching(self._home):
+                    if run_id is None:
+                        run_id = _open_run(client, self._home, self._spec, self._inputs)
+                        client.update_run(run_id, "RUNNING")
+                        set_tags(client, run_id, {HOME_TAG: self._home.lease_key})
+                        there = _steps(client, run_id)
+                    self._waiting += self._reader.new()
+                    check(ledger, self._fence)
+                    carry(client, run_id, [one for one in self._waiting if one.step not in there])
+                self._waiting, self.is_away, pause = [], False, CARRY_S
+            except Away:
+                self.is_away, pause = True, min(2 * pause, LONGEST_S)
+            except Fenced:  # the training itself will notice
+                return
+
+
+def carry(client: MlflowClient, run_id: str, lines: list[StepMetrics]) -> None:
+    """Log steps, each whole or not at all; the same line again is the same point."""
+    batch: list[Metric] = []
+    for line in lines:
+        points = [
+            Metric(f"train/{name}", value, line.time_ms, line.step)
+            for name, value in line.metrics.items()
+        ]
+        if len(batch) + len(points) > METRICS_A_BATCH:
+            client.log_batch(run_id, metrics=batch)
+            batch = []
+        batch += points
+    if batch:
+        client.log_batch(run_id, metrics=batch)
+
+
+def log_stage(home: Home, directory: Path, inputs: StageInputs) -> str:
+    """Bring all that MLflow keeps of a finished stage, as far as it is not there; returns the run.
+
+    Raises Away where MLflow cannot be reached.
+    """
+    record = StageRecord.read(directory / RECORD)
+    with reaching(home):
+        client = open_client(home)
+        experiment_id = experiment(client, home, inputs.curriculum)
+        run = stage_run(client, experiment_id, record.spec, inputs.stage)
+        run_id = run.info.run_id
+        if run.data.tags.get(LOGGED) != record.key:
+            there = _steps(client, run_id)
+            lines = read_metrics(directory / METRICS)
+            carry(client, run_id, [line for line in lines if line.step not in there])
+            _log_files(client, run_id, directory, inputs)
+            client.set_terminated(run_id, "FINISHED")
+            tags = {"sdft.model_hash": record.model_hash, ENDED: "finished", LOGGED: record.key}
+            set_tags(client, run_id, tags)
+    return run_id
+
+
+def sync_stages(home: Home) -> list[str]:
+    """Bring to MLflow what it lacks of this home's finished stages; returns one line a stage.
+
+    Raises Away where MLflow cannot be reached.
+    """
+    done: list[str] = []
+    for directory in sorted(home.stages.glob("*")):
+        if not (directory / INPUTS).is_file() or not (directory / RECORD).is_file():
+            continue
+        inputs, spec = StageInputs.read(directory / INPUTS), StageSpec.read(directory / SPEC)
+        with reaching(home):
+            client = open_client(home)
+            experiment_id = experiment(client, home, inputs.curriculum)
+            known = find_run(client, experiment_id, STAGE_KEY, spec.key)
+        if known is None or known.data.tags.get(LOGGED) != spec.key:
+            log_stage(home, directory, inputs)
+            steps = len(read_metrics(directory / METRICS))
+            done.append(f"{inputs.curriculum}, stage {inputs.stage} {spec.skill}: {steps} steps")
+    return done
+
+
+def close_run(
+    home: Home, spec: StageSpec, inputs: StageInputs, status: str, why: str, peak_bytes: int
+) -> None:
+    """Say in a stage's run how its training ended, where it did not end well."""
+    with reaching(home):
+        client = open_client(home)
+        run_id = _open_run(client, home, spec, inputs)
+        client.set_terminated(run_id, status)
+        set_tags(client, run_id, {ENDED: why[:5000], PEAK: str(peak_bytes)})
+
+
+def _open_run(client: MlflowClient, home: Home, spec: StageSpec, inputs: StageInputs) -> str:
+    experiment_id = experiment(client, home, inputs.curriculum)
+    return stage_run(client, experiment_id, spec, inputs.stage).info.run_id
+
+
+def _steps(client: MlflowClient, run_id: str) -> set[int]:
+    return {point.step for point in client.get_metric_history(run_id, LEAD_METRIC)}
+
+
+def _log_files(client: MlflowClient, run_id: str, directory: Path, inputs: StageInputs) -> None:
+    for snapshot, context in [(inputs.data.train, "training"), (inputs.data.eval, "evaluation")]:
+        if snapshot is not None:
+            log_snapshot(client, run_id, snapshot, context)
+    for file in (RECORD, SPEC, INPUTS, METRICS):
+        client.log_artifact(run_id, str(directory / file))
+    client.log_artifacts(run_id, str(directory / "rollouts"), "rollouts")
+    for file in (directory / "model").iterdir():
+        if ".safetensors" not in file.name:  # the weights are in the registered package
+            client.log_artifact(run_id, str(file), MODEL_FILES)
+    for checkpoint in sorted((directory / "checkpoints").glob("step-*")):
+        for file in ("model.safetensors", "manifest.json"):
+            client.log_artifact(run_id, str(checkpoint / file), f"checkpoints/{checkpoint.name}")

@@ -1,0 +1,171 @@
+"""The whole of `sdft learn` on the shipped model with little data, in processes that can be killed.
+
+Flows run in forks of a process that has imported everything; Prefect's server is one for the whole
+session. Trainer and evaluator are the real programs, started by a wrapper that can kill them.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+from conftest import POCKET, QUICKSTART
+from mlflow import MlflowClient
+from patching import patched
+
+from schemas.stage import StageRecord
+from tasks.home import Home
+
+LONG_S = 300
+SKILLS = ("courier", "blick")
+EVERY = 2
+"""Steps between two checkpoints."""
+STEPS = 6
+MORTAL = "MORTAL"
+"""Environment variable: where a program is to be killed, for `tests/mortal.py`."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place in a program: just before the n-th call of a function in one process."""
+
+    program: str
+    """sdft.train, sdft.evaluate or flow."""
+    function: str
+    """module:name or module:class.name."""
+    turn: int = 1
+    victims: str = "self"
+    """self; for a child also parent or both."""
+
+    def __str__(self) -> str:
+        who = {"self": self.program, "parent": "its flow", "both": "both"}[self.victims]
+        return f"{self.program} {self.function} #{self.turn}: {who}"
+
+
+def write_curriculum(folder: Path, seed: int = 0, skills: tuple[str, ...] = SKILLS) -> Path:
+    """Skills of the quickstart with a dozen demonstrations and six items each."""
+    for kind, rows in [("train", 12), ("eval", 6)]:
+        for skill in skills:
+            lines = (QUICKSTART / "skills" / skill / f"{kind}.jsonl").read_text().splitlines()
+            (folder / f"{skill}-{kind}.jsonl").write_text("\n".join(lines[:rows]) + "\n")
+    lines = (QUICKSTART / "general" / "sums.jsonl").read_text().splitlines()
+    (folder / "sums.jsonl").write_text("\n".join(lines[:6]) + "\n")
+    content = {
+        "name": "demo",
+        "base_model": str(POCKET),
+        "seed": seed,
+        "skills": [
+            {"name": one, "train": f"{one}-train.jsonl", "eval": f"{one}-eval.jsonl"}
+            for one in skills
+        ],
+        "general": [{"name": "sums", "eval": "sums.jsonl"}],
+        "training": {
+            "epochs": 2,
+            "prompts_per_step": 4,
+            "learning_rate": 1e-4,
+            "max_new_tokens": 40,
+            "teacher": "ema",
+        },
+        "runtime": {"checkpoint_every_steps": EVERY},
+        "evaluation": {"max_new_tokens": 40},
+        "gate": {"min_gain": 0.0, "max_forgetting": 1.0},
+    }
+    path = folder / "curriculum.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def learn(curriculum: Path, home: Path, point: Point | None, variables: dict[str, str]) -> None:
+    """What `sdft learn` does, in a process of its own whose output goes to a file in the home."""
+    home.mkdir(exist_ok=True)
+    with (home / "output.txt").open("a") as output:
+        os.dup2(output.fileno(), 1)
+        os.dup2(output.fileno(), 2)
+    os.environ.update(variables)
+    os.environ |= {"OMP_NUM_THREADS": "1", "MORTAL_PYTHON": sys.executable}
+    if point is not None and point.program != "flow":
+        os.environ[MORTAL] = json.dumps(vars(point))
+    sys.executable = str(Path(__file__).parent / "mortal.sh")
+    if point is not None and point.program == "flow":
+        patched(point.function, point.turn, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    sys.argv = ["sdft", "learn", str(curriculum), "--home", str(home)]
+    from flows.cli import main
+
+    main()
+
+
+class Learning:
+    """A home, and runs of one curriculum in it."""
+
+    context = multiprocessing.get_context("forkserver")
+
+    def __init__(self, folder: Path, home: Path | None = None, **curriculum: Any) -> None:
+        folder.mkdir(exist_ok=True)
+        self.curriculum = write_curriculum(folder, **curriculum)
+        self.home = Home(home or folder / "home")
+        self.variables: dict[str, str] = {}
+
+    def start(self, point: Point | None = None) -> Any:
+        process = self.context.Process(
+            target=learn, args=(self.curriculum, self.home.root, point, self.variables)
+        )
+        process.start()
+        return process
+
+    def run(self, point: Point | None = None) -> int | None:
+        process = self.start(point)
+        process.join(LONG_S)
+        assert process.exitcode is not None, f"does not end\n{self.output[-2000:]}"
+        return process.exitcode
+
+    @property
+    def output(self) -> str:
+        return (self.home.root / "output.txt").read_text()
+
+    @property
+    def client(self) -> MlflowClient:
+        return MlflowClient(self.home.tracking_uri, self.home.tracking_uri)
+
+    def records(self) -> dict[str, StageRecord]:
+        """The finished stages, by skill."""
+        found = [StageRecord.read(path) for path in self.home.stages.glob("*/record.json")]
+        return {one.spec.skill: one for one in found}
+
+    def hashes(self) -> dict[str, str]:
+        return {skill: record.model_hash for skill, record in self.records().items()}
+
+
+def start_prefect(home: Path, port: int) -> subprocess.Popen[bytes]:
+    """A Prefect server of our own, ready to answer."""
+    environment = {k: v for k, v in os.environ.items() if k != "PREFECT_API_URL"}
+    environment["PREFECT_HOME"] = str(home)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "prefect", "server", "start", "--port", str(port), "--no-ui"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env=environment,
+    )
+    wait_for(f"http://127.0.0.1:{port}/api/health", server)
+    return server
+
+
+def wait_for(address: str, server: subprocess.Popen[bytes], patience_s: float = 120) -> None:
+    end = time.monotonic() + patience_s
+    while time.monotonic() < end:
+        assert server.poll() is None, "the server ended"
+        try:
+            if httpx.get(address, timeout=2).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+    raise AssertionError(f"{address} does not answer")
