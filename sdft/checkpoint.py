@@ -110,7 +110,6 @@ class Checkpoints:
             if self.teacher and self.teacher.state():
                 _copy_into(self.teacher.state(), load_file(path / "teacher.safetensors"))
             self._load_optimizer(load_file(path / "optimizer.safetensors"))
-            print(f"goes on after step {manifest.step}", flush=True)
             return manifest.step, (path / METRICS).read_bytes()
         return 0, b""
 

@@ -64,6 +64,7 @@ def train(spec: StageSpec, directory: Path, stop: Stop) -> StageRecord | None:
         directory / "checkpoints", spec.key, runtime, lm.model, optimizer, teacher
     )
     first, known = checkpoints.load()
+    print(f"goes on after step {first}", flush=True)
     log = StageLog(directory, known)
 
     for step in range(first, steps):

@@ -6,7 +6,7 @@ from prefect import task
 
 from schemas.base import Contract
 from schemas.results import Verdict
-from sdft.chain import newest
+from sdft.chain import let_in
 from tasks.aliases import settle
 from tasks.console import say
 from tasks.evaluation import ScoredCell, log_scores
@@ -71,10 +71,7 @@ def publish_stages(
 
 def is_let_in(home: Home, name: str, version: str | None, verdict: Verdict) -> bool:
     """Whether the next stage may start from this one: it passed, or a person overrode that."""
-    if verdict.passed or version is None:
-        return verdict.passed
-    override = newest(Ledger(home).entries(name), version, "overridden")
-    return override is not None and override.verdict_hash == verdict.digest
+    return verdict.passed if version is None else let_in(Ledger(home).entries(name), version)
 
 
 def _publish(

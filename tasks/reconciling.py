@@ -42,7 +42,7 @@ def tidy(home: Home, in_flow: bool = False) -> list[str]:
     done = [f"released {key[:12]} of {holder}" for key, holder in release_dead(ledger).items()]
     try:
         with reaching(home):
-            done += _close_stage_runs(home, ledger)
+            done += _close_runs(home, ledger)
     except Away as away:
         done.append(f"{away}; its runs are not looked at")
     if in_flow or os.environ.get("PREFECT_API_URL"):
@@ -50,14 +50,14 @@ def tidy(home: Home, in_flow: bool = False) -> list[str]:
     return done + _remove_half_written(home)
 
 
-def _close_stage_runs(home: Home, ledger: Ledger) -> list[str]:
-    """MLflow's runs that say RUNNING, and nobody holds their stage."""
+def _close_runs(home: Home, ledger: Ledger) -> list[str]:
+    """MLflow's runs that say RUNNING, and nobody holds their stage, or, for a report, the home."""
     client, held = open_client(home), holders(ledger)
     ours = f"attributes.status = 'RUNNING' AND tags.`{HOME_TAG}` = '{home.lease_key}'"
     closed: list[str] = []
     for experiment in client.search_experiments():
         for run in client.search_runs([experiment.experiment_id], ours):
-            if run.data.tags.get(STAGE_KEY) in held:
+            if run.data.tags.get(STAGE_KEY, home.lease_key) in held:
                 continue
             client.set_terminated(run.info.run_id, "KILLED")
             set_tags(client, run.info.run_id, {ENDED: GONE})

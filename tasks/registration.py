@@ -29,7 +29,7 @@ from tasks.packages import (
     package_uri,
     save_package,
 )
-from tasks.tracking import STAGE_KEY, VERDICT_TAG, experiment, find_version, open_client
+from tasks.tracking import STAGE_KEY, experiment, find_version, open_client
 from tasks.training import TrainedStage
 
 
@@ -182,9 +182,3 @@ def _registration(
         evidence_hash=evidence.hash,
         package_hash=package.hash,
     )
-
-
-def stage_verdict(home: Home, name: str, stage_key: str) -> str | None:
-    """The registered verdict on a stage: pass, refuse, ask, or None where there is none yet."""
-    version = find_version(open_client(home), name, stage_key)
-    return version.tags.get(VERDICT_TAG) if version else None

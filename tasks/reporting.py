@@ -21,7 +21,15 @@ from tasks.evaluation import ScoredCell
 from tasks.home import Home
 from tasks.packages import run_file
 from tasks.registration import ensure_model
-from tasks.tracking import Away, experiment, find_run, log_snapshot, open_client, reaching, set_tags
+from tasks.tracking import (
+    HOME_TAG,
+    Away,
+    experiment,
+    find_run,
+    log_snapshot,
+    open_client,
+    reaching,
+)
 from tasks.training import TrainedStage
 
 MATRIX_DIGEST = "sdft.matrix_digest"
@@ -70,11 +78,17 @@ def _report(
     client = open_client(home)
     experiment_id = experiment(client, home, matrix.curriculum)
     digest = digest_json(matrix.model_dump(mode="json", exclude=_TIMINGS))
-    known = find_run(client, experiment_id, MATRIX_DIGEST, digest)
-    if known is not None:
-        _mark_latest(client, known.info.run_id, matrix.curriculum)
-        return Report(run_id=known.info.run_id, is_new=False)
-    run_id = client.create_run(experiment_id, run_name=f"{matrix.curriculum}-retention").info.run_id
+    run = find_run(client, experiment_id, MATRIX_DIGEST, digest)
+    if run is not None and run.info.status == "FINISHED":
+        _mark_latest(client, run.info.run_id, matrix.curriculum)
+        return Report(run_id=run.info.run_id, is_new=False)
+    if run is None:  # else a killed run has left it half done
+        run = client.create_run(
+            experiment_id,
+            run_name=f"{matrix.curriculum}-retention",
+            tags={MATRIX_DIGEST: digest, HOME_TAG: home.lease_key},
+        )
+    run_id = run.info.run_id
     with tempfile.TemporaryDirectory() as folder:
         write_report(matrix, stages, Path(folder))
         curriculum.write(Path(folder) / CURRICULUM)
@@ -90,7 +104,6 @@ def _report(
     ]
     client.log_batch(run_id, metrics=measures)
     client.set_terminated(run_id, "FINISHED")
-    set_tags(client, run_id, {MATRIX_DIGEST: digest})
     _mark_latest(client, run_id, matrix.curriculum)
     return Report(run_id=run_id, is_new=True)
 

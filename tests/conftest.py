@@ -1,7 +1,11 @@
 """Shared material: a tiny random model, small data, and no network."""
 
 import json
+import multiprocessing.forkserver
 import os
+import signal
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers or datasets are imported
@@ -81,3 +85,24 @@ def eval_rows(count: int, word: str = "alpha") -> list[dict]:
         {"id": f"{word}-e{n}", "prompt": f"Please say {word} {n}", "references": [str(n)]}
         for n in range(count)
     ]
+
+
+@pytest.fixture(scope="session")
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a Prefect server for whole runs, which `learning.Learning` then reports to."""
+    from learning import Learning, start_prefect
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = start_prefect(tmp_path_factory.mktemp("prefect"), port)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{ROOT / 'tests'}:{ROOT}")
+        patch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
+        patch.setenv("PREFECT_LOGGING_LEVEL", "CRITICAL")
+        patch.setenv("MLFLOW_LOGGING_LEVEL", "WARNING")
+        patch.setenv("SDFT_LEASE_S", "20")
+        Learning.context.set_forkserver_preload(["learning", "flows.learn", "flows.show"])
+        multiprocessing.forkserver.ensure_running()
+        yield f"http://127.0.0.1:{port}/api"
+    os.killpg(server.pid, signal.SIGKILL)

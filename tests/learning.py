@@ -83,8 +83,10 @@ def write_curriculum(folder: Path, seed: int = 0, skills: tuple[str, ...] = SKIL
     return path
 
 
-def learn(curriculum: Path, home: Path, point: Point | None, variables: dict[str, str]) -> None:
-    """What `sdft learn` does, in a process of its own whose output goes to a file in the home."""
+def sdft(
+    arguments: tuple[str, ...], home: Path, point: Point | None, variables: dict[str, str]
+) -> None:
+    """What `sdft` does, in a process of its own whose output goes to a file in the home."""
     home.mkdir(exist_ok=True)
     with (home / "output.txt").open("a") as output:
         os.dup2(output.fileno(), 1)
@@ -96,7 +98,11 @@ def learn(curriculum: Path, home: Path, point: Point | None, variables: dict[str
     sys.executable = str(Path(__file__).parent / "mortal.sh")
     if point is not None and point.program == "flow":
         patched(point.function, point.turn, lambda: os.kill(os.getpid(), signal.SIGKILL))
-    sys.argv = ["sdft", "learn", str(curriculum), "--home", str(home)]
+    sys.argv = ["sdft", *arguments, "--home", str(home)]
+    Home(home).activate(offline=True)
+    from prefect.context import refresh_global_settings_context
+
+    refresh_global_settings_context()  # it read the environment when it was imported
     from flows.cli import main
 
     main()
@@ -113,15 +119,20 @@ class Learning:
         self.home = Home(home or folder / "home")
         self.variables: dict[str, str] = {}
 
-    def start(self, point: Point | None = None) -> Any:
+    def start(self, point: Point | None = None, *command: str) -> Any:
+        """Start `sdft learn`, or another command."""
+        arguments = command or ("learn", str(self.curriculum))
         process = self.context.Process(
-            target=learn, args=(self.curriculum, self.home.root, point, self.variables)
+            target=sdft, args=(arguments, self.home.root, point, self.variables)
         )
         process.start()
         return process
 
-    def run(self, point: Point | None = None) -> int | None:
-        process = self.start(point)
+    def run(self, point: Point | None = None, *command: str) -> int | None:
+        return self.join(self.start(point, *command))
+
+    def join(self, process: Any) -> int | None:
+        """The exit code of a started command."""
         process.join(LONG_S)
         assert process.exitcode is not None, f"does not end\n{self.output[-2000:]}"
         return process.exitcode
@@ -132,7 +143,8 @@ class Learning:
 
     @property
     def client(self) -> MlflowClient:
-        return MlflowClient(self.home.tracking_uri, self.home.tracking_uri)
+        uri = self.variables.get("MLFLOW_TRACKING_URI") or self.home.tracking_uri
+        return MlflowClient(uri, uri)
 
     def records(self) -> dict[str, StageRecord]:
         """The finished stages, by skill."""

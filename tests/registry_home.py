@@ -55,7 +55,7 @@ class RegistryHome:
         )
         directory = self.home.stages / spec.key[:32]
         model = self._model(directory / "model", spec.key)
-        (directory / METRICS).write_text("")
+        (directory / METRICS).write_text('{"step":1,"time_ms":0,"metrics":{"divergence":0.5}}\n')
         (directory / "rollouts").mkdir(exist_ok=True)
         record = StageRecord(
             key=spec.key,

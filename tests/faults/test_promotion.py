@@ -173,6 +173,7 @@ def test_the_next_stage_may_start_from_what_a_person_let_in(demo: RegistryHome) 
     promote(demo.home, "demo", version, override="looked at by hand")
     assert is_let_in(demo.home, "demo", version, verdict)
     stricter = make_verdict(stage, "ask", note="-judged-anew")
+    assert demo.register_judged(stage, stricter, None) == version
     assert not is_let_in(demo.home, "demo", version, stricter)
 
 
