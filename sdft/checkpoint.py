@@ -51,15 +51,7 @@ class Checkpoints:
     _saved_at: float = field(default_factory=time.monotonic)
 
     def due(self, step: int) -> bool:
-        """Whether to save after `step` steps: every so many of them exactly, and by the clock.
-
-        The clock's interval is stretched where saving would take more than MAX_SHARE of the time.
-        """
-        every = self.runtime.checkpoint_every_steps
-        if every is not None and step % every == 0:
-            return True
-        since_s = time.monotonic() - self._saved_at
-        return since_s >= max(self.runtime.checkpoint_every_s, self._cost_s / MAX_SHARE)
+        return is_due(self.runtime, step, time.monotonic() - self._saved_at, self._cost_s)
 
     def save(self, step: int, metrics: bytes) -> None:
         """Write the state after `step` steps, whole or not at all; `metrics` are its curve so far.
@@ -140,6 +132,17 @@ class Checkpoints:
             parameter = parameters[name]
             place = value if field == "step" else value.to(parameter.device)
             self.optimizer.state[parameter][field] = place
+
+
+def is_due(runtime: RuntimeSettings, step: int, since_s: float, cost_s: float) -> bool:
+    """Whether to save after `step` steps: every so many of them exactly, and by the clock.
+
+    `since_s` have passed since the last time, which took `cost_s`. The clock's interval is
+    stretched where saving would take more than MAX_SHARE of the time.
+    """
+    every = runtime.checkpoint_every_steps
+    exactly = every is not None and step % every == 0
+    return exactly or since_s >= max(runtime.checkpoint_every_s, cost_s / MAX_SHARE)
 
 
 @torch.no_grad()

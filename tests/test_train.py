@@ -11,6 +11,7 @@ from conftest import train_rows
 from schemas.base import BadInput
 from schemas.settings import RuntimeSettings, TrainingSettings
 from schemas.stage import StageRecord, StageSpec
+from sdft.checkpoint import is_due
 from sdft.data import data_hash, train_table, write_table
 from sdft.model import load_model
 from sdft.process import Stop
@@ -104,19 +105,69 @@ def test_a_stopped_and_resumed_stage_equals_an_undisturbed_one(case: Case, teach
     assert steps == list(range(1, record.steps + 1))
 
 
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(case: Case) -> None:
+def flip(newest: Path) -> None:
+    content = bytearray((newest / "model.safetensors").read_bytes())
+    content[len(content) // 2] ^= 1
+    (newest / "model.safetensors").write_bytes(content)
+
+
+def cut(newest: Path) -> None:
+    content = (newest / "optimizer.safetensors").read_bytes()
+    (newest / "optimizer.safetensors").write_bytes(content[: len(content) // 2])
+
+
+def swap_manifests(newest: Path) -> None:
+    older = newest.with_name("step-000002")
+    for name in ("manifest.json", "metrics.jsonl"):
+        (newest / name).write_bytes((older / name).read_bytes())
+
+
+DAMAGE = {
+    "a flipped bit": flip,
+    "a file cut short": cut,
+    "the manifest of another": swap_manifests,
+    "no manifest": lambda newest: (newest / "manifest.json").unlink(),
+    "no mark": lambda newest: (newest / "COMPLETE").unlink(),
+    "a file too many": lambda newest: (newest / "more.safetensors").touch(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
+    case: Case, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     spec = case.spec(checkpoint_every_steps=1)
     record, _, _ = case.run("whole", spec)
     directory = case.folder / "damaged"
     directory.mkdir()
     assert train(spec, directory, StopAfter(3)) is None
-    newest = sorted((directory / "checkpoints").glob("step-*"))[-1] / "model.safetensors"
-    content = bytearray(newest.read_bytes())
-    content[len(content) // 2] ^= 1
-    newest.write_bytes(content)
+    newest = directory / "checkpoints" / "step-000003"
+    DAMAGE[damage](newest)
     resumed, _, _ = case.run("damaged", spec)
+    said = capsys.readouterr().out
+    assert "checkpoint step-000003 is set aside: " in said
+    assert "goes on after step 2" in said
     assert resumed.model_hash == record.model_hash
     assert list((directory / "checkpoints").glob("bad-*"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "step", "since_s", "cost_s", "due"),
+    [
+        ({"checkpoint_every_steps": 3}, 6, 0, 1000, True),
+        ({"checkpoint_every_steps": 3}, 7, 10, 0, False),
+        ({}, 1000, 299, 0, False),
+        ({}, 1000, 301, 15, True),
+        ({}, 1000, 301, 16, False),  # 16 s in 301 s would be more than 5%
+        ({}, 1000, 321, 16, True),
+        ({"checkpoint_every_steps": 3, "checkpoint_every_s": 5}, 7, 6, 0.1, True),
+    ],
+)
+def test_when_a_checkpoint_is_due(
+    settings: dict[str, float], step: int, since_s: float, cost_s: float, due: bool
+) -> None:
+    runtime = RuntimeSettings.model_validate(settings)
+    assert is_due(runtime, step, since_s, cost_s) is due
 
 
 def test_sdft_learns_from_the_teacher_and_keeps_its_record(case: Case) -> None:

@@ -1,0 +1,114 @@
+"""Leases: one holder at a time; the dead are replaced at once, the silent after a while."""
+
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from sqlalchemy import update
+
+from tasks import leases
+from tasks.home import Home
+from tasks.leases import Fence, Fenced, Holder, check, check_in, holders, leased, myself
+from tasks.ledger import Ledger
+from tasks.ledger_tables import LEASES
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    monkeypatch.setattr(leases, "LEASE_S", 0.6)
+    return Home(tmp_path)
+
+
+def put(ledger: Ledger, holder: Holder) -> None:
+    """Have another process hold the key `stage`."""
+    with ledger.transaction() as connection:
+        connection.execute(update(LEASES).values(holder=holder.model_dump_json()))
+
+
+def finished_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_a_lease_is_held_beats_and_is_released(home: Home) -> None:
+    ledger = Ledger(home)
+    with leased("stage", "alpha", home) as fence:
+        check(ledger, fence)
+        assert holders(ledger)["stage"].pid == psutil.Process().pid
+        before = beats(ledger)
+        time.sleep(0.5)
+        assert beats(ledger) > before
+    assert holders(ledger) == {}
+    with leased("stage", "alpha", home) as again:
+        assert again.token == fence.token + 1
+    with pytest.raises(Fenced):
+        check(ledger, fence)
+
+
+def test_a_second_holder_waits_for_one_that_beats(home: Home) -> None:
+    order: list[str] = []
+
+    def second() -> None:
+        with leased("stage", "alpha", home):
+            order.append("second")
+
+    with leased("stage", "alpha", home):
+        waiting = threading.Thread(target=second)
+        waiting.start()
+        time.sleep(2.0)  # more than three times what a silent one is given
+        order.append("first")
+    waiting.join(10)
+    assert order == ["first", "second"]
+
+
+def test_a_dead_holder_is_replaced_at_once_and_a_silent_one_after_a_while(home: Home) -> None:
+    ledger = Ledger(home)
+    with leased("stage", "alpha", home):
+        pass
+    dead = myself().model_copy(update={"pid": finished_process()})
+    put(ledger, dead)
+    assert dead.is_dead
+    began = time.monotonic()
+    with leased("stage", "alpha", home):
+        assert time.monotonic() - began < 0.5
+    elsewhere = dead.model_copy(update={"machine": "another boot"})
+    put(ledger, elsewhere)
+    assert not elsewhere.is_dead, "it cannot be seen from here"
+    began = time.monotonic()
+    with leased("stage", "alpha", home):
+        assert 0.5 < time.monotonic() - began < 5
+
+
+def test_a_number_that_another_process_has_now_is_no_sign_of_life() -> None:
+    assert not myself().is_dead
+    assert myself().model_copy(update={"started": 1.0}).is_dead
+
+
+def test_the_ledger_writes_nothing_for_one_that_is_fenced(home: Home) -> None:
+    ledger = Ledger(home)
+    with leased("stage", "alpha", home) as fence:
+        ledger.append([], permitted=lambda connection: check_in(connection, fence))
+    with leased("stage", "alpha", home), pytest.raises(Fenced, match="took this work over"):
+        ledger.append([], permitted=lambda connection: check_in(connection, fence))
+    with pytest.raises(Fenced):
+        check(ledger, Fence(key="never held", token=1))
+
+
+def test_only_what_the_dead_held_is_released(home: Home) -> None:
+    ledger = Ledger(home)
+    with leased("dead", "alpha", home):
+        pass
+    put(ledger, myself().model_copy(update={"pid": finished_process()}))
+    with leased("alive", "beta", home):
+        assert list(leases.release_dead(ledger)) == ["dead"]
+        assert list(holders(ledger)) == ["alive"]
+
+
+def beats(ledger: Ledger) -> int:
+    with ledger.reading() as connection:
+        return connection.execute(LEASES.select()).one().beats
