@@ -17,11 +17,15 @@ def write_atomically(path: Path, text: str) -> None:
     """Write `text` so that `path` holds either all of it or what it held before."""
     path = path.resolve()  # a link stays a link
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError:  # a full disk must not be filled with what is half there
+        partial.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 

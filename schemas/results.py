@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import ConfigDict
 
-from schemas.base import Contract
+from schemas.base import Contract, Sealed
 from schemas.curriculum import Scorer
 from schemas.digest import digest_json, digest_text
 from schemas.settings import EvaluationSettings, GateSettings
@@ -96,6 +96,12 @@ class Cell(Contract):
     @property
     def key(self) -> str:
         return cell_key(self.model_hash, self.fingerprint)
+
+
+class CellFile(Sealed):
+    """A cell as it lies beside its items."""
+
+    cell: Cell
 
 
 class CellEvidence(Contract):

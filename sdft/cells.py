@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 
 from schemas.base import BadInput
 from schemas.digest import digest_file
-from schemas.results import Cell, EvaluationSpec, SuiteSpec
+from schemas.results import Cell, CellFile, EvaluationSpec, SuiteSpec
 
 CELL, ITEMS = "cell.json", "items.parquet"
 
@@ -45,11 +45,13 @@ def cell_of(
 
 def read_cell(directory: Path, spec: EvaluationSpec, suite: SuiteSpec) -> Cell:
     """A cell that is there; raises BadInput where it is not what its items make."""
-    cell = Cell.read(directory / CELL)
+    cell = CellFile.read(directory / CELL).cell
+    if not (directory / ITEMS).is_file() or digest_file(directory / ITEMS) != cell.items_sha256:
+        raise BadInput(f"{directory / ITEMS}: is not what {CELL} lists")
     try:
         results = pq.read_table(directory / ITEMS).to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise BadInput(f"{directory / ITEMS}: cannot be read: {error}") from None
-    if cell != cell_of(spec, suite, results, digest_file(directory / ITEMS), cell.seconds):
+    if cell != cell_of(spec, suite, results, cell.items_sha256, cell.seconds):
         raise BadInput(f"{directory}: was altered after it was made")
     return cell

@@ -18,7 +18,7 @@ from schemas.settings import RuntimeSettings
 from schemas.stage import FileDigest
 from sdft.files import disk_errors, placed
 from sdft.modelfiles import all_files
-from sdft.stagelog import METRICS
+from sdft.stagelog import METRICS, ROLLOUTS
 from sdft.teacher import Teacher
 
 _MANIFEST = "manifest.json"
@@ -33,6 +33,8 @@ class Manifest(Sealed):
     key: str
     step: int
     files: tuple[FileDigest, ...]
+    rollouts: tuple[FileDigest, ...]
+    """Of the stage's rollouts/ so far, which a checkpoint has no copy of."""
 
 
 @dataclass
@@ -74,7 +76,12 @@ class Checkpoints:
                     with disk_errors(path := partial / f"{name}.safetensors"):
                         save_file(saved, path)
             (partial / METRICS).write_bytes(metrics)
-            manifest = Manifest(key=self.key, step=step, files=all_files(partial))
+            manifest = Manifest(
+                key=self.key,
+                step=step,
+                files=all_files(partial),
+                rollouts=all_files(self._rollouts),
+            )
             manifest.seal().write(partial / _MANIFEST)
         (target / _COMPLETE).touch()
         sync(target)
@@ -88,7 +95,8 @@ class Checkpoints:
         """Load the newest checkpoint of this stage whose hashes verify.
 
         Returns its step and the metrics up to it, 0 and none where there is no checkpoint. One that
-        does not verify is set aside under another name, with a message.
+        does not verify is set aside under another name, with a message; rollouts, which no step
+        depends on, are left out where they are not what was saved.
         """
         for path in sorted(self.folder.glob("step-*"), reverse=True):
             try:
@@ -102,6 +110,7 @@ class Checkpoints:
             if self.teacher and self.teacher.state():
                 _copy_into(self.teacher.state(), load_file(path / "teacher.safetensors"))
             self._load_optimizer(load_file(path / "optimizer.safetensors"))
+            self._leave_out_altered(manifest.rollouts)
             return manifest.step, (path / METRICS).read_bytes()
         return 0, b""
 
@@ -117,6 +126,17 @@ class Checkpoints:
         if all_files(path, lambda name: name.name not in (_MANIFEST, _COMPLETE)) != manifest.files:
             raise BadInput("its files are not those that were saved")
         return manifest
+
+    @property
+    def _rollouts(self) -> Path:
+        return self.folder.parent / ROLLOUTS
+
+    def _leave_out_altered(self, saved: tuple[FileDigest, ...]) -> None:
+        there = all_files(self._rollouts)
+        for file in saved:
+            if file not in there:
+                print(f"{ROLLOUTS}/{file.path} is left out: it is not what was saved", flush=True)
+                (self._rollouts / file.path).unlink(missing_ok=True)
 
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         return {

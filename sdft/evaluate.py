@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from schemas.data import ITEM_SCHEMA
 from schemas.digest import digest_file
-from schemas.results import EvaluationSpec, SuiteSpec
+from schemas.results import CellFile, EvaluationSpec, SuiteSpec
 from schemas.templates import student_messages
 from sdft.cells import CELL, ITEMS, cell_of
 from sdft.data import Item, read_items, write_table
@@ -104,7 +104,8 @@ def _write_cell(
     with placed(target) as partial:
         write_table(pa.Table.from_pylist(results, schema=ITEM_SCHEMA), partial / ITEMS)
         items_sha256 = digest_file(partial / ITEMS)
-        cell_of(spec, suite, results, items_sha256, seconds).write(partial / CELL)
+        cell = cell_of(spec, suite, results, items_sha256, seconds)
+        CellFile(cell=cell).seal().write(partial / CELL)
 
 
 def main(spec_file: Path, cells_dir: Path, stop: Stop) -> bool:

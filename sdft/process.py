@@ -1,5 +1,6 @@
 """What the trainer and the evaluator share as programs: signals, exit codes, one at a time."""
 
+import errno
 import fcntl
 import os
 import signal
@@ -15,6 +16,7 @@ from schemas.base import BadInput
 from schemas.stage import EXIT_BAD_INPUT, EXIT_ERROR, EXIT_STOPPED
 
 ERROR_MARK = "error: "
+LOCK = ".lock"
 PARENT_HOLDS_STDIN = "SDFT_PARENT_HOLDS_STDIN"
 """Set for a child whose standard input its parent keeps open for as long as it lives."""
 
@@ -48,7 +50,7 @@ class Stop:
 def exclusive(directory: Path) -> Generator[None]:
     """Hold the directory's lock of the operating system; waits while another process has it."""
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as lock:
+    with (directory / LOCK).open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -60,7 +62,7 @@ def exclusive(directory: Path) -> Generator[None]:
 def is_locked(directory: Path) -> bool:
     """Whether some process holds the directory's lock."""
     try:
-        with (directory / ".lock").open("r+") as lock:
+        with (directory / LOCK).open("r+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -98,17 +100,24 @@ def _explained(error: Exception) -> str | None:
     """What a person can do about an error that is no fault of the program; None for any other."""
     if isinstance(error, StageFailed):
         return str(error)
+    if _is_of_memory(error):
+        said = str(error).partition("\n")[0] or type(error).__name__
+        return (
+            f"out of memory ({said}); the last good checkpoint is untouched: set "
+            "runtime.micro_batch to less than it is, or give it more memory"
+        )
     if isinstance(error, OSError):
         return (
             f"{error.filename or 'a file'}: {error.strerror or error}; the last good checkpoint is "
             "untouched: put the disk in order and run the same command again"
         )
+    return None
+
+
+def _is_of_memory(error: Exception) -> bool:
     from torch import OutOfMemoryError
 
-    of_memory = isinstance(error, MemoryError | OutOfMemoryError)
-    if of_memory or "can't allocate memory" in str(error):
-        return (
-            f"out of memory ({str(error).splitlines()[0]}); the last good checkpoint is untouched: "
-            "set runtime.micro_batch to less than it is, or give it more memory"
-        )
-    return None
+    if isinstance(error, MemoryError | OutOfMemoryError):
+        return True
+    number = error.errno if isinstance(error, OSError) else None
+    return number == errno.ENOMEM or "allocate memory" in str(error)

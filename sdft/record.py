@@ -13,7 +13,7 @@ from schemas.base import BadInput
 from schemas.stage import FileDigest, StageRecord, StageSpec
 from sdft.files import disk_errors, placed
 from sdft.modelfiles import all_files, model_files, model_hash
-from sdft.stagelog import METRICS
+from sdft.stagelog import METRICS, ROLLOUTS
 
 if TYPE_CHECKING:  # reading a record must not cost the import of torch
     from sdft.model import LanguageModel
@@ -57,7 +57,7 @@ def finish_stage(
 
 def log_files(directory: Path) -> tuple[FileDigest, ...]:
     """What a stage directory tells of the training."""
-    return all_files(directory, lambda name: name.parts[0] in (METRICS, "rollouts"))
+    return all_files(directory, lambda name: name.parts[0] in (METRICS, ROLLOUTS))
 
 
 def verified_record(directory: Path) -> StageRecord | None:

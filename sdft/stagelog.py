@@ -11,7 +11,7 @@ from schemas.data import ROLLOUT_SCHEMA
 from schemas.stage import StepMetrics
 from sdft.data import write_table
 
-METRICS = "metrics.jsonl"
+METRICS, ROLLOUTS = "metrics.jsonl", "rollouts"
 
 
 class StageLog:
@@ -26,9 +26,9 @@ class StageLog:
         self._lines = bytearray(known)
         self._rollouts: list[dict[str, object]] = []
         write_atomically(directory / METRICS, known.decode())
-        (directory / "rollouts").mkdir(exist_ok=True)
+        (directory / ROLLOUTS).mkdir(exist_ok=True)
         last = _rollouts_file(known.count(b"\n"))
-        for path in (directory / "rollouts").iterdir():
+        for path in (directory / ROLLOUTS).iterdir():
             if path.name > last:
                 path.unlink()
 
@@ -52,7 +52,7 @@ class StageLog:
         """Write the rollouts since the last flush to rollouts/step-N.parquet."""
         if self._rollouts:
             table = pa.Table.from_pylist(self._rollouts, schema=ROLLOUT_SCHEMA)
-            write_table(table, self._directory / "rollouts" / _rollouts_file(step))
+            write_table(table, self._directory / ROLLOUTS / _rollouts_file(step))
             self._rollouts = []
 
 

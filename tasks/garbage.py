@@ -9,7 +9,7 @@ from typing import TypeVar
 from urllib.parse import unquote, urlparse
 
 from schemas.base import BadInput, Contract
-from schemas.results import Cell
+from schemas.results import CellFile
 from schemas.snapshot import Snapshot
 from schemas.stage import StageRecord
 from sdft.cells import CELL
@@ -105,11 +105,11 @@ def _cells(home: Home, reached: _Reached) -> Iterator[tuple[str, Path]]:
             if path.name.removeprefix("spec-") not in known:
                 yield "an evaluation of a model that is gone", path
             continue
-        cell = _read(Cell, path / CELL)
-        if cell is None or cell.model_hash not in reached.models:
+        file = _read(CellFile, path / CELL)
+        if file is None or file.cell.model_hash not in reached.models:
             yield "a score of a model that is gone", path
         else:
-            reached.data.add(cell.suite_hash)
+            reached.data.add(file.cell.suite_hash)
 
 
 def _data(home: Home, reached: _Reached) -> Iterator[tuple[str, Path]]:

@@ -70,6 +70,7 @@ class Home:
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+            "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
             "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
             "GX_ANALYTICS_ENABLED": "false",
             "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -81,7 +82,9 @@ class Home:
             "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
             "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
             "PREFECT_LOGGING_LEVEL": "CRITICAL",
+            "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
             "MLFLOW_LOGGING_LEVEL": "WARNING",
+            "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",  # a minute: what is missed is brought later
             "PREFECT_SERVER_DATABASE_TIMEOUT": str(DATABASE_WAIT_S),
             "PREFECT_API_REQUEST_TIMEOUT": str(DATABASE_WAIT_S),
             "TOKENIZERS_PARALLELISM": "false",

@@ -5,6 +5,7 @@ the same time. The token counts the holders: what one of them still wants to wri
 the key is refused (fencing).
 """
 
+import math
 import os
 import platform
 import threading
@@ -17,15 +18,15 @@ from pathlib import Path
 import psutil
 from sqlalchemy import ColumnElement, Connection, insert, select, update
 
-from schemas.base import Contract
+from schemas.base import BadInput, Contract
 from tasks.console import say
 from tasks.failures import RunFailed
 from tasks.home import Home
 from tasks.ledger import Ledger, LedgerAway
 from tasks.ledger_tables import LEASES
 
-LEASE_S = float(os.environ.get("SDFT_LEASE_S", "60"))
-"""A holder without a beat for so long has lost what it held."""
+LEASE_S = "SDFT_LEASE_S"
+"""Environment variable: a holder without a beat for so long (60 s) has lost what it held."""
 BEATS = 6
 """Beats in that time."""
 
@@ -65,6 +66,17 @@ class Fence(Contract):
 
     key: str
     token: int
+
+
+def lease_s() -> float:
+    """How long a lease lives without a beat; raises BadInput where it is set to no such time."""
+    try:
+        seconds = float(os.environ.get(LEASE_S, "60"))
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise BadInput(f"{LEASE_S} must be a time in seconds, such as 60")
+    return seconds
 
 
 def myself() -> Holder:
@@ -117,7 +129,7 @@ def check_in(connection: Connection, fence: Fence) -> None:
     if row is None or row.token != fence.token:
         by = Holder.model_validate_json(row.holder) if row and row.holder else "another process"
         raise Fenced(
-            f"{by} took this work over, for this one gave no sign of life for {LEASE_S:.0f} s"
+            f"{by} took this work over, for this one gave no sign of life for {lease_s():.0f} s"
         )
 
 
@@ -155,7 +167,7 @@ def _acquire(ledger: Ledger, key: str, what: str) -> Fence:
             now = (row.token, row.beats)
             holder = Holder.model_validate_json(row.holder) if row.holder else None
             quiet_s = quiet_s if now == seen else 0.0
-            if holder is None or holder.is_dead or quiet_s >= LEASE_S:
+            if holder is None or holder.is_dead or quiet_s >= lease_s():
                 values = {"token": row.token + 1, "beats": 0, "holder": me}
                 connection.execute(update(LEASES).where(LEASES.c.key == key).values(values))
                 if holder is not None:
@@ -164,13 +176,13 @@ def _acquire(ledger: Ledger, key: str, what: str) -> Fence:
         if seen is None:
             say("lease", what, f"waiting for {holder}", "yellow")
         seen = now
-        time.sleep(LEASE_S / BEATS / 4)
+        time.sleep(lease_s() / BEATS / 4)
         # A database that did not answer, or a machine asleep, is no silence of the holder's.
-        quiet_s += min(time.monotonic() - asked, LEASE_S / BEATS)
+        quiet_s += min(time.monotonic() - asked, lease_s() / BEATS)
 
 
 def _beat(ledger: Ledger, fence: Fence, done: threading.Event) -> None:
-    while not done.wait(LEASE_S / BEATS):
+    while not done.wait(lease_s() / BEATS):
         try:
             with ledger.transaction() as connection:
                 values = {"beats": LEASES.c.beats + 1}

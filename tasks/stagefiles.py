@@ -8,10 +8,10 @@ import shutil
 import time
 from pathlib import Path
 
-from schemas.base import Contract, sync
+from schemas.base import BadInput, Sealed, sync
 from schemas.snapshot import SuiteData
 from schemas.stage import StageRecord, StageSpec
-from sdft.process import is_locked
+from sdft.process import LOCK, is_locked
 from sdft.record import verified_record
 from tasks.children import GRACE_S, POLL_S
 from tasks.home import Home
@@ -19,7 +19,7 @@ from tasks.home import Home
 SPEC, INPUTS = "spec.json", "inputs.json"
 
 
-class StageInputs(Contract):
+class StageInputs(Sealed):
     """What a stage directory keeps for the tracker: which stage of what, on which data."""
 
     curriculum: str
@@ -47,14 +47,26 @@ def take_over(home: Home, spec: StageSpec, token: int) -> Path:
         while is_locked(left[-1]) and time.monotonic() < patience:
             time.sleep(POLL_S)
         left[-1].rename(target)
+        (target / LOCK).unlink(missing_ok=True)  # one that sleeps may hold it for ever
     target.mkdir(exist_ok=True)
     sync(home.stages)
     return target
 
 
-def publish(work: Path, target: Path) -> StageRecord:
+def finished_stage(directory: Path, spec: StageSpec) -> StageRecord | None:
+    """The verified record of a stage; None where it is not finished.
+
+    Raises BadInput where the directory holds another stage, or not what its record lists.
+    """
+    record = verified_record(directory)
+    if record is not None and record.key != spec.key:
+        raise BadInput(f"{directory}: holds another stage, {record.key[:12]}")
+    return record
+
+
+def publish(home: Home, spec: StageSpec, work: Path) -> StageRecord:
     """Make a finished work directory the stage's own; returns its verified record."""
-    record = verified_record(work)
+    target, record = finished_dir(home, spec), finished_stage(work, spec)
     assert record is not None, f"{work}: the trainer ended well without a record"
     if target.exists():  # another one was faster; on a CPU it is the same to the byte
         shutil.rmtree(work)

@@ -10,12 +10,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from schemas.stage import StageRecord, StageSpec, StepMetrics
-from sdft.record import RECORD
+from sdft.record import RECORD, verified_record
 from sdft.stagelog import METRICS, MetricsReader, read_metrics
 from tasks.home import Home
 from tasks.leases import Fence, Fenced, check
 from tasks.ledger import Ledger
-from tasks.stagefiles import INPUTS, SPEC, StageInputs
+from tasks.stagefiles import INPUTS, StageInputs
 from tasks.tracking import (
     HOME_TAG,
     LOGGED,
@@ -51,10 +51,14 @@ class Spool:
         self._thread.start()
         self.is_away = False
 
-    def end(self) -> None:
-        """Stop; what was not carried is left to `log_stage`."""
+    def end(self, patience_s: float | None = None) -> bool:
+        """Stop; what was not carried is left to `log_stage`. Nothing is written after that.
+
+        Returns False where it still waits for MLflow after `patience_s`.
+        """
         self._ended.set()
-        self._thread.join(CARRY_S)
+        self._thread.join(patience_s)
+        return not self._thread.is_alive()
 
     def _work(self) -> None:
         pause, run_id, there = CARRY_S, None, set[int]()
@@ -124,7 +128,9 @@ def sync_stages(home: Home) -> list[str]:
     for directory in sorted(home.stages.glob("*")):
         if not (directory / INPUTS).is_file() or not (directory / RECORD).is_file():
             continue
-        inputs, spec = StageInputs.read(directory / INPUTS), StageSpec.read(directory / SPEC)
+        inputs, record = StageInputs.read(directory / INPUTS), verified_record(directory)
+        assert record is not None
+        spec = record.spec
         with reaching(home):
             client = open_client(home)
             experiment_id = experiment(client, home, inputs.curriculum)
@@ -160,7 +166,7 @@ def _log_files(client: MlflowClient, run_id: str, directory: Path, inputs: Stage
     for snapshot, context in [(inputs.data.train, "training"), (inputs.data.eval, "evaluation")]:
         if snapshot is not None:
             log_snapshot(client, run_id, snapshot, context)
-    for file in (RECORD, SPEC, INPUTS, METRICS):
+    for file in (RECORD, INPUTS, METRICS):
         client.log_artifact(run_id, str(directory / file))
     client.log_artifacts(run_id, str(directory / "rollouts"), "rollouts")
     for file in (directory / "model").iterdir():

@@ -13,7 +13,7 @@ from schemas.settings import RuntimeSettings
 from schemas.snapshot import SuiteData
 from schemas.stage import StageRecord, StageSpec
 from sdft.files import placed
-from sdft.record import RECORD, verified_record
+from sdft.record import RECORD
 from sdft.schedule import total_steps
 from sdft.stagelog import METRICS, MetricsReader, read_metrics
 from tasks.basemodel import ModelDir, describe_model
@@ -23,8 +23,16 @@ from tasks.home import Home
 from tasks.leases import Fence, Fenced, check
 from tasks.ledger import Ledger
 from tasks.packages import package_of, package_uri, run_file
-from tasks.stagefiles import INPUTS, SPEC, StageInputs, finished_dir, publish, take_over
-from tasks.stageruns import MODEL_FILES, Spool, close_run, log_stage
+from tasks.stagefiles import (
+    INPUTS,
+    SPEC,
+    StageInputs,
+    finished_dir,
+    finished_stage,
+    publish,
+    take_over,
+)
+from tasks.stageruns import CARRY_S, MODEL_FILES, Spool, close_run, log_stage
 from tasks.tracking import Away, find_version, open_client, reaching
 
 
@@ -69,9 +77,12 @@ def train_skill(spec: StageSpec, inputs: StageInputs, fence: Fence, home_dir: st
     home = Home(home_dir)
     directory = finished_dir(home, spec)
     known = "finished and verified; not trained again"
-    record = _finished(directory)
+    record = _finished(directory, spec)
     if record is None and _fetch(home, spec, inputs.curriculum):
-        record, known = _finished(directory), "fetched from the registry and verified; not trained"
+        record, known = (
+            _finished(directory, spec),
+            "fetched from the registry and verified; not trained",
+        )
     trained_now = record is None
     if trained_now:
         record = _train(home, spec, inputs, fence)
@@ -93,9 +104,9 @@ def train_skill(spec: StageSpec, inputs: StageInputs, fence: Fence, home_dir: st
     )
 
 
-def _finished(directory: Path) -> StageRecord | None:
+def _finished(directory: Path, spec: StageSpec) -> StageRecord | None:
     try:
-        return verified_record(directory)
+        return finished_stage(directory, spec)
     except BadInput as error:
         raise BadInput(
             f"{error}, so it is not the stage that was trained; remove {directory}, and it is "
@@ -106,24 +117,29 @@ def _finished(directory: Path) -> StageRecord | None:
 def _train(home: Home, spec: StageSpec, inputs: StageInputs, fence: Fence) -> StageRecord:
     work = take_over(home, spec, fence.token)
     spec.write(work / SPEC)
-    inputs.write(work / INPUTS)
+    inputs.seal().write(work / INPUTS)
+    if not (work / RECORD).is_file():  # no checkpoint vouches for its curve: it is written anew
+        (work / METRICS).unlink(missing_ok=True)
     spool = Spool(home, work, spec, inputs, fence)
     try:
         if not (work / RECORD).is_file():  # else it was killed just before it could say so
             _run_trainer(home, spec, inputs, fence, spool, work)
         check(Ledger(home), fence)
-        record = publish(work, finished_dir(home, spec))
+        record = publish(home, spec, work)
     except Fenced:  # how it ends is for the other one to say
+        spool.end(CARRY_S)
         raise
     except BaseException as error:
-        status = "FAILED" if isinstance(error, Exception) else "KILLED"
+        status, why = "FAILED", str(error) or type(error).__name__
+        if not isinstance(error, Exception):  # Prefect makes an exception of its own of SIGTERM
+            status = "KILLED"
+            why = "interrupted" if type(error) is KeyboardInterrupt else "terminated"
         peak = error.attempt.peak_memory_bytes if isinstance(error, ChildFailed) else 0
-        spool.end()
         with suppress(Away):
-            close_run(home, spec, inputs, status, str(error) or type(error).__name__, peak)
+            if spool.end(CARRY_S):  # else MLflow is away: the next run closes what is open
+                close_run(home, spec, inputs, status, why, peak)
         raise
-    finally:
-        spool.end()
+    spool.end()
     say(
         "train",
         spec.skill,
@@ -174,14 +190,14 @@ def _fetch(home: Home, spec: StageSpec, curriculum: str) -> bool:
             run = client.get_run(version.run_id or "")
             home.stages.mkdir(exist_ok=True)
             with placed(finished_dir(home, spec)) as partial:
-                for file in (RECORD, SPEC, INPUTS, METRICS):
+                for file in (RECORD, INPUTS, METRICS):
                     shutil.copyfile(run_file(run, file), partial / file)
                 shutil.copytree(run_file(run, "rollouts"), partial / "rollouts")
                 shutil.copytree(run_file(run, MODEL_FILES), partial / "model")
                 package, _ = package_of(package_uri(client, version))
                 for weights in (package / "model").glob("*.safetensors*"):
                     shutil.copyfile(weights, partial / "model" / weights.name)
-                verified_record(partial)
+                finished_stage(partial, spec)
     except Away:
         return False
     return True

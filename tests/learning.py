@@ -7,7 +7,6 @@ session. Trainer and evaluator are the real programs, started by a wrapper that 
 import json
 import multiprocessing
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ import httpx
 import yaml
 from conftest import POCKET, QUICKSTART
 from mlflow import MlflowClient
-from patching import patched
+from patching import patched, strike
 
 from schemas.stage import StageRecord
 from tasks.home import Home
@@ -43,10 +42,11 @@ class Point:
     """module:name or module:class.name."""
     turn: int = 1
     victims: str = "self"
-    """self; for a child also parent or both."""
+    """Who is killed: self; for a child also parent or both. Or pause: self is stopped; or memory:
+    self gets none from there on."""
 
     def __str__(self) -> str:
-        who = {"self": self.program, "parent": "its flow", "both": "both"}[self.victims]
+        who = {"self": self.program, "parent": "its flow"}.get(self.victims, self.victims)
         return f"{self.program} {self.function} #{self.turn}: {who}"
 
 
@@ -97,7 +97,7 @@ def sdft(
         os.environ[MORTAL] = json.dumps(vars(point))
     sys.executable = str(Path(__file__).parent / "mortal.sh")
     if point is not None and point.program == "flow":
-        patched(point.function, point.turn, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        patched(point.function, point.turn, lambda: strike(point.victims))
     sys.argv = ["sdft", *arguments, "--home", str(home)]
     Home(home).activate(offline=True)
     from prefect.context import refresh_global_settings_context

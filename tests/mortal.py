@@ -1,9 +1,8 @@
-"""Runs a program of sdft as `python -m` does, and kills it or its parent where MORTAL says."""
+"""Runs a program of sdft as `python -m` does, and strikes it where MORTAL says."""
 
 import json
 import os
 import runpy
-import signal
 import sys
 from pathlib import Path
 
@@ -13,16 +12,9 @@ _, _, module, *arguments = sys.argv
 wanted = json.loads(os.environ.get("MORTAL", "{}"))
 
 
-def strike() -> None:
-    if wanted["victims"] in ("parent", "both"):
-        os.kill(os.getppid(), signal.SIGKILL)
-    if wanted["victims"] in ("self", "both"):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
 if wanted.get("program") == module:
-    from patching import patched
+    from patching import patched, strike
 
-    patched(wanted["function"], wanted["turn"], strike)
+    patched(wanted["function"], wanted["turn"], lambda: strike(wanted["victims"]))
 sys.argv = [module, *arguments]
 runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -1,8 +1,29 @@
 """Striking at an exact place of a real program."""
 
+import os
+import resource
+import signal
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
+
+import psutil
+
+SPARE = 2**20
+"""Bytes that a process still gets whose memory runs out."""
+
+
+def strike(victims: str) -> None:
+    """What becomes of the process that is at the place, or of its parent."""
+    if victims in ("parent", "both"):
+        os.kill(os.getppid(), signal.SIGKILL)
+    if victims in ("self", "both"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if victims == "pause":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if victims == "memory":
+        limit = psutil.Process().memory_info().vms + SPARE
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def patched(function: str, turn: int, strike: Callable[[], None]) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from schemas.base import BadInput
 from schemas.digest import digest_file
-from schemas.results import Cell, EvaluationSpec, SuiteSpec
+from schemas.results import CellFile, EvaluationSpec, SuiteSpec
 from schemas.settings import EvaluationSettings
 from sdft.data import Item, eval_table, write_table
 from sdft.evaluate import answer_items, evaluate
@@ -101,7 +101,7 @@ def test_a_cell_counts_every_item_and_binds_its_items(tiny_dir: Path, tmp_path: 
     run = spec(tiny_dir, tmp_path / "items.parquet")
     assert evaluate(run, home.cells, Stop())
     [folder] = home.cells.iterdir()
-    cell = Cell.read(folder / "cell.json")
+    cell = CellFile.read(folder / "cell.json").cell
     assert folder.name == cell.key == run.cell_key(run.suites[0])
     assert (cell.items, cell.scored, cell.errors, cell.invalid, cell.unrun) == (3, 2, 0, 1, 0)
     assert cell.score == 0.0

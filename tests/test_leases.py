@@ -19,7 +19,7 @@ from tasks.ledger_tables import LEASES
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
-    monkeypatch.setattr(leases, "LEASE_S", 0.6)
+    monkeypatch.setenv(leases.LEASE_S, "0.6")
     return Home(tmp_path)
 
 
