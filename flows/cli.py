@@ -60,7 +60,8 @@ def main() -> None:
     except OSError as error:
         if error.errno not in DISK_TROUBLE:
             raise
-        fail(f"{error.filename}: {error.strerror}; {GOES_ON}", ERROR)
+        where = error.filename2 or error.filename or "while writing"
+        fail(f"{where}: {error.strerror}; {GOES_ON}", ERROR)
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
@@ -103,11 +104,14 @@ def _learn(curriculum_file: Path, home: Path) -> None:
 
     from flows.learn import learn as learn_flow
     from flows.show import show_learned
+    from tasks.orchestration import PrefectAway, reaching_prefect
     from tasks.tracking import Away
 
     try:
-        with tags(opened.lease_key):
+        with tags(opened.lease_key), reaching_prefect():
             learned = learn_flow(str(curriculum_file), str(opened.root))
+    except PrefectAway as away:
+        fail(f"{away}; {GOES_ON}", ERROR)
     except Terminated:
         fail(f"terminated; {GOES_ON}", TERMINATED)
     except KeyboardInterrupt:

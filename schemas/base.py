@@ -23,7 +23,8 @@ def write_atomically(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except OSError:  # a full disk must not be filled with what is half there
+    except OSError as error:  # a full disk must not be filled with what is half there
+        error.filename = error.filename or str(path)
         partial.unlink(missing_ok=True)
         raise
     sync(path.parent)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from schemas.base import BadInput, Sealed, sync
 from schemas.settings import RuntimeSettings
 from schemas.stage import FileDigest
-from sdft.files import disk_errors, placed
+from sdft.files import placed
 from sdft.modelfiles import all_files
 from sdft.stagelog import METRICS, ROLLOUTS
 from sdft.teacher import Teacher
@@ -73,8 +73,7 @@ class Checkpoints:
             for name, tensors in contents.items():
                 if tensors:
                     saved = {k: one.detach().contiguous() for k, one in tensors.items()}
-                    with disk_errors(path := partial / f"{name}.safetensors"):
-                        save_file(saved, path)
+                    save_file(saved, partial / f"{name}.safetensors")
             (partial / METRICS).write_bytes(metrics)
             manifest = Manifest(
                 key=self.key,

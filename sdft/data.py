@@ -19,6 +19,7 @@ from schemas.curriculum import HUB, DataSource
 from schemas.data import EVAL_SCHEMA, TRAIN_SCHEMA
 from schemas.digest import canonical_json, digest_json
 from schemas.templates import Message
+from sdft.files import disk_errors
 
 Row = dict[str, Any]
 
@@ -260,9 +261,10 @@ def rehash(table: pa.Table) -> str:
 def write_table(table: pa.Table, path: Path) -> None:
     """Write zstd Parquet so that `path` is whole or absent."""
     partial = path.with_name(f".{path.name}.partial")
-    pq.write_table(table, partial, compression="zstd")
-    sync(partial)
-    partial.replace(path)
+    with disk_errors(path):
+        pq.write_table(table, partial, compression="zstd")
+        sync(partial)
+        partial.replace(path)
 
 
 def read_demonstrations(path: Path) -> list[Demonstration]:

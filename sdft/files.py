@@ -1,7 +1,7 @@
 """Directories that appear under their name whole or not at all, and stay after a power cut."""
 
-import errno
 import os
+import re
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -26,12 +26,13 @@ def placed(target: Path) -> Generator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        yield partial
-        for path in partial.rglob("*"):
-            sync(path)
-        sync(partial)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+        with disk_errors(target):
+            yield partial
+            for path in partial.rglob("*"):
+                sync(path)
+            sync(partial)
+            shutil.rmtree(target, ignore_errors=True)
+            partial.rename(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -40,9 +41,19 @@ def placed(target: Path) -> Generator[Path]:
 
 @contextmanager
 def disk_errors(path: Path) -> Generator[None]:
-    """Turn what safetensors makes of a full or broken disk back into an OSError."""
+    """Turn what safetensors and Arrow make of a full or broken disk into OSErrors of this path."""
     try:
         yield
-    except SafetensorError as error:
-        number = errno.ENOSPC if "No space left" in str(error) else errno.EIO
+    except (SafetensorError, OSError) as error:
+        named = isinstance(error, OSError) and error.filename is not None
+        if named or (number := _number(error)) is None:  # the second is of no disk, say a server's
+            raise
         raise OSError(number, os.strerror(number), str(path)) from error
+
+
+def _number(error: Exception) -> int | None:
+    """The operating system's number of an error, which libraries put into the text."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    said = re.search(r"(?:os error|errno) (\d+)", str(error))
+    return int(said[1]) if said else None

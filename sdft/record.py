@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from schemas.base import BadInput
 from schemas.stage import FileDigest, StageRecord, StageSpec
-from sdft.files import disk_errors, placed
+from sdft.files import placed
 from sdft.modelfiles import all_files, model_files, model_hash
 from sdft.stagelog import METRICS, ROLLOUTS
 
@@ -32,8 +32,7 @@ def finish_stage(
     """Write model/ and then record.json; the record's presence means that the stage is whole."""
     model_dir = directory / "model"
     with placed(model_dir) as partial:
-        with disk_errors(model_dir):
-            lm.model.save_pretrained(partial)
+        lm.model.save_pretrained(partial)
         for file in Path(spec.parent_dir).iterdir():  # tokenizer and licence, byte for byte
             if file.is_file() and not (partial / file.name).exists() and _belongs(file):
                 shutil.copyfile(file, partial / file.name)

@@ -10,6 +10,7 @@ from schemas.base import write_atomically
 from schemas.data import ROLLOUT_SCHEMA
 from schemas.stage import StepMetrics
 from sdft.data import write_table
+from sdft.files import disk_errors
 
 METRICS, ROLLOUTS = "metrics.jsonl", "rollouts"
 
@@ -40,7 +41,8 @@ class StageLog:
     def step(self, step: int, metrics: dict[str, float]) -> None:
         line = StepMetrics(step=step, time_ms=time.time_ns() // 10**6, metrics=metrics)
         text = f"{line.model_dump_json()}\n".encode()
-        with (self._directory / METRICS).open("r+b") as file:  # never makes the file anew
+        path = self._directory / METRICS
+        with disk_errors(path), path.open("r+b") as file:  # never makes the file anew
             file.seek(len(self._lines))
             file.write(text)
         self._lines += text

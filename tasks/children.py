@@ -1,6 +1,7 @@
 """Programs of `sdft` as child processes: started, watched, ended with their whole group."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from tasks.failures import RunFailed
 POLL_S = 0.2
 GRACE_S = 60.0
 """How long a child may take to write its checkpoint after SIGTERM."""
+FULL_BYTES = 2**20
+"""A disk with less free space counts as full."""
 ATTEMPTS = "attempts.jsonl"
 SHOWN_LINES = 12
 
@@ -91,6 +94,9 @@ def run_child(
         ours = log_file.is_file()  # or another process has taken the directory over
         output = log_file.read_bytes()[start:].decode("utf-8", "replace") if ours else ""
         outcome, how = _how(child.returncode, output)
+        silent = ours and outcome == "failed" and not output
+        if silent and shutil.disk_usage(directory).free < FULL_BYTES:
+            how = f"ended, and the disk of {directory} is full, so it could not say why"
         if stalled:
             outcome, how = "stalled", f"made no progress for {stall_timeout_s:.0f} s and was ended"
         attempt = Attempt(
@@ -103,7 +109,10 @@ def run_child(
             peak_memory_bytes=peak,
         )
         if ours:
-            with log_file.with_name(ATTEMPTS).open("a", encoding="utf-8") as attempts:
+            with (
+                suppress(OSError),
+                log_file.with_name(ATTEMPTS).open("a", encoding="utf-8") as attempts,
+            ):
                 attempts.write(attempt.model_dump_json() + "\n")
     tick()
     if outcome == "finished":
@@ -111,7 +120,7 @@ def run_child(
     if outcome == "refused":
         raise BadInput(how)
     message = f"{module} {how} (its log: {log_file}; at most {peak / 2**20:.0f} MiB of memory)"
-    if ERROR_MARK not in output:
+    if output and ERROR_MARK not in output:
         message += ":\n" + "\n".join(output.splitlines()[-SHOWN_LINES:])
     raise ChildFailed(message, attempt)
 

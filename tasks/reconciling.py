@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 from prefect import get_client, task
-from prefect.client.schemas.filters import FlowRunFilter
+from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
 from prefect.runtime import flow_run
 from prefect.states import Crashed
 
@@ -16,6 +16,7 @@ from tasks.console import say
 from tasks.home import Home
 from tasks.leases import holders, release_dead
 from tasks.ledger import Ledger
+from tasks.orchestration import PrefectAway, reaching_prefect
 from tasks.stageruns import ENDED
 from tasks.tracking import HOME_TAG, STAGE_KEY, Away, open_client, reaching, set_tags
 
@@ -46,7 +47,11 @@ def tidy(home: Home, in_flow: bool = False) -> list[str]:
     except Away as away:
         done.append(f"{away}; its runs are not looked at")
     if in_flow or os.environ.get("PREFECT_API_URL"):
-        done += _close_flow_runs(home, ledger)
+        try:
+            with reaching_prefect():
+                done += _close_flow_runs(home, ledger)
+        except PrefectAway as away:
+            done.append(f"{away}; its runs are not looked at")
     return done + _remove_half_written(home)
 
 
@@ -73,15 +78,19 @@ def _close_flow_runs(home: Home, ledger: Ledger) -> list[str]:
     holder = holders(ledger).get(home.lease_key)
     if holder is not None and holder.pid != os.getpid():
         return []
-    wanted = FlowRunFilter.model_validate(
-        {"state": {"type": {"any_": ["RUNNING"]}}, "tags": {"all_": [home.lease_key]}}
-    )
+    running = {"type": {"any_": ["RUNNING"]}}
+    wanted = FlowRunFilter.model_validate({"state": running, "tags": {"all_": [home.lease_key]}})
+    tasks = TaskRunFilter.model_validate({"state": running})
     closed: list[str] = []
     with get_client(sync_client=True) as client:
         for run in client.read_flow_runs(flow_run_filter=wanted):
-            if str(run.id) != flow_run.id:
-                client.set_flow_run_state(run.id, Crashed(message=GONE), force=True)
-                closed.append(f"Prefect run {run.name}: {GONE}")
+            if str(run.id) == flow_run.id:
+                continue
+            its_own = FlowRunFilter.model_validate({"id": {"any_": [run.id]}})
+            for one in client.read_task_runs(flow_run_filter=its_own, task_run_filter=tasks):
+                client.set_task_run_state(one.id, Crashed(message=GONE), force=True)
+            client.set_flow_run_state(run.id, Crashed(message=GONE), force=True)
+            closed.append(f"Prefect run {run.name}: {GONE}")
     return closed
 
 

@@ -61,9 +61,9 @@ class Spool:
         return not self._thread.is_alive()
 
     def _work(self) -> None:
-        pause, run_id, there = CARRY_S, None, set[int]()
+        pause, run_id, there = 0.0, None, set[int]()
         client, ledger = open_client(self._home), Ledger(self._home)
-        while not self._ended.wait(pause if self._waiting or run_id else 0):
+        while not self._ended.wait(pause):
             try:
                 with reaching(self._home):
                     if run_id is None:
@@ -76,7 +76,7 @@ class Spool:
                     carry(client, run_id, [one for one in self._waiting if one.step not in there])
                 self._waiting, self.is_away, pause = [], False, CARRY_S
             except Away:
-                self.is_away, pause = True, min(2 * pause, LONGEST_S)
+                self.is_away, pause = True, min(max(2 * pause, CARRY_S), LONGEST_S)
             except Fenced:  # the training itself will notice
                 return
 

@@ -4,7 +4,9 @@ The files of a stage are the truth and MLflow the view: all here can be made aga
 """
 
 import json
+import logging
 import re
+import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +35,8 @@ LOGGED = "sdft.logged"
 VERDICT_TAG = "sdft.verdict"
 HOME_TAG = "sdft.home"
 """The home that a run is being trained in, or was."""
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it says all it raises twice
+logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # every retry; Away says it
 _UNANSWERED = re.compile(r"^API request to .* failed with (timeout |)exception|error code 5\d\d")
 """How MLflow's client says that there is no server, or none behind its proxy."""
 
@@ -49,7 +53,12 @@ def reaching(home: Home) -> Generator[None]:
     except (MlflowException, requests.RequestException, OperationalError) as error:
         if not _is_outage(error):
             raise
-        raise Away(f"MLflow does not answer ({shown_address(home.tracking_uri)})") from error
+        where = shown_address(home.tracking_uri)
+        why = f"{where}: {problem}" if (problem := _said_by_sqlite(error)) else where
+        raise Away(f"MLflow does not answer ({why})") from error
+    except OSError as error:  # copying names what is read first, and sometimes nothing
+        error.filename = error.filename2 or error.filename or str(home.artifacts)
+        raise
 
 
 def _is_outage(error: Exception) -> bool:
@@ -62,6 +71,15 @@ def _is_outage(error: Exception) -> bool:
         or _UNANSWERED.search(str(error)) is not None
         or isinstance(error.__context__, requests.RequestException)
     )
+
+
+def _said_by_sqlite(error: BaseException | None) -> str | None:
+    """That a database file is locked or its disk is full, in SQLite's words."""
+    while error is not None:
+        if isinstance(error, sqlite3.Error):
+            return str(error)
+        error = error.__cause__
+    return None
 
 
 def open_client(home: Home) -> MlflowClient:

@@ -180,7 +180,7 @@ def _run_trainer(
 
 
 def _fetch(home: Home, spec: StageSpec, curriculum: str) -> bool:
-    """Bring a stage that another home has finished and registered; False where there is none."""
+    """Bring a stage that another home has finished and registered; False where none can be had."""
     try:
         with reaching(home):
             client = open_client(home)
@@ -198,6 +198,10 @@ def _fetch(home: Home, spec: StageSpec, curriculum: str) -> bool:
                 for weights in (package / "model").glob("*.safetensors*"):
                     shutil.copyfile(weights, partial / "model" / weights.name)
                 finished_stage(partial, spec)
+                StageInputs.read(partial / INPUTS)
     except Away:
+        return False
+    except BadInput as error:
+        say("train", spec.skill, f"what the registry has of it cannot be used: {error}", "yellow")
         return False
     return True

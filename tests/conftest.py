@@ -7,6 +7,10 @@ import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from learning import Learning
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers or datasets are imported
 
@@ -106,3 +110,13 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         multiprocessing.forkserver.ensure_running()
         yield f"http://127.0.0.1:{port}/api"
     os.killpg(server.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="session")
+def one_skill(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> "Learning":
+    """A run of one skill that nothing disturbs."""
+    from learning import SKILLS, Learning
+
+    place = Learning(tmp_path_factory.mktemp("one-skill"), skills=SKILLS[:1])
+    assert place.run() == 0, place.output
+    return place

@@ -7,6 +7,7 @@ session. Trainer and evaluator are the real programs, started by a wrapper that 
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from conftest import POCKET, QUICKSTART
 from mlflow import MlflowClient
 from patching import patched, strike
 
+from schemas.results import CellFile
 from schemas.stage import StageRecord
 from tasks.home import Home
 
@@ -118,6 +120,15 @@ class Learning:
         self.curriculum = write_curriculum(folder, **curriculum)
         self.home = Home(home or folder / "home")
         self.variables: dict[str, str] = {}
+
+    def prepare(self, done: "Learning") -> None:
+        """Have what another one's run did before its first training: data, the base's scores."""
+        [parent] = {record.spec.parent_hash for record in done.records().values()}
+        self.home.cells.mkdir(parents=True)
+        shutil.copytree(done.home.data, self.home.data)
+        for cell in done.home.cells.glob("*/cell.json"):
+            if CellFile.read(cell).cell.model_hash == parent:
+                shutil.copytree(cell.parent, self.home.cells / cell.parent.name)
 
     def start(self, point: Point | None = None, *command: str) -> Any:
         """Start `sdft learn`, or another command."""
