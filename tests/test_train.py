@@ -1,7 +1,14 @@
 """The trainer on a tiny model: what it must reproduce, and what it must not depend on."""
 
+import itertools
 import json
+import os
+import pkgutil
+import signal
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -237,6 +244,61 @@ def test_settings_that_do_not_fit_are_refused_with_the_numbers(
     with pytest.raises(BadInput, match=message):
         case.run("bad", case.spec(BASIC.model_copy(update=settings)))
     assert not (case.folder / "bad" / "record.json").exists()
+
+
+AFTER_THE_LAST_STEP = {
+    "sdft.train:finish_stage",
+    "sdft.record:model_files",
+    "sdft.record:code_version",
+}
+
+
+@pytest.mark.parametrize(
+    ("place", "turn"),
+    [
+        ("sdft.train:generate", 2),
+        ("sdft.stagelog:StageLog.step", 2),
+        ("sdft.stagelog:StageLog.flush_rollouts", 1),
+        ("sdft.checkpoint:Checkpoints.save", 1),
+        ("sdft.checkpoint:save_file", 1),
+        ("sdft.checkpoint:save_file", 2),
+        ("sdft.checkpoint:all_files", 1),
+        ("sdft.checkpoint:sync", 1),
+        *((place, 1) for place in sorted(AFTER_THE_LAST_STEP)),
+    ],
+)
+def test_sigterm_at_every_save_boundary_loses_nothing(
+    case: Case, place: str, turn: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = case.spec(checkpoint_every_steps=2)
+    undisturbed, losses, _ = case.run("undisturbed", spec)
+    real, calls = pkgutil.resolve_name(place), itertools.count(1)
+
+    def terminated(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == turn:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(place.replace(":", "."), terminated)
+    (directory := case.folder / "terminated").mkdir()
+    with listening(Stop()) as stop:
+        ended = train(spec, directory, stop)
+    assert stop.requested
+    assert (ended is None) == (place not in AFTER_THE_LAST_STEP)
+    record, again, _ = case.run("terminated", spec)
+    assert (record.model_hash, again) == (undisturbed.model_hash, losses)
+
+
+@contextmanager
+def listening(stop: Stop) -> Generator[Stop]:
+    """Signals go to `stop` for a while."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    stop.listen()
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class StopAfter(Stop):

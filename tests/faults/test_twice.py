@@ -2,15 +2,16 @@
 
 import json
 import os
-import shutil
 import signal
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from learning import STEPS, Learning
+from learning import SKILLS, STEPS, Learning
 
 from sdft.chain import first_break
 from sdft.stagelog import METRICS, read_metrics
@@ -19,38 +20,24 @@ from tasks.children import ATTEMPTS
 from tasks.ledger import Ledger
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
-ONE = ("courier",)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> Learning:
-    """A run of one skill that nobody disturbs."""
-    place = Learning(tmp_path_factory.mktemp("undisturbed"), skills=ONE)
-    assert place.run() == 0, place.output
-    check(place, place)
-    return place
+ROUNDS = 10
 
 
 @pytest.fixture
-def place(undisturbed: Learning, tmp_path: Path) -> Learning:
-    return fresh(undisturbed, tmp_path)
-
-
-def fresh(undisturbed: Learning, folder: Path) -> Learning:
+def place(one_skill: Learning, tmp_path: Path) -> Learning:
     """A home that has the validated data and the base model's scores, and nothing learned."""
-    place = Learning(folder, skills=ONE)
-    base = json.loads(next(undisturbed.home.stages.glob("*/record.json")).read_text())["spec"]
-    place.home.cells.mkdir(parents=True)
-    shutil.copytree(undisturbed.home.data, place.home.data)
-    for cell in undisturbed.home.cells.glob("*/cell.json"):
-        if json.loads(cell.read_text())["cell"]["model_hash"] == base["parent_hash"]:
-            shutil.copytree(cell.parent, place.home.cells / cell.parent.name)
+    return fresh(one_skill, tmp_path)
+
+
+def fresh(one_skill: Learning, folder: Path) -> Learning:
+    place = Learning(folder, skills=SKILLS[:1])
+    place.prepare(one_skill)
     return place
 
 
-def check(place: Learning, undisturbed: Learning) -> None:
+def check(place: Learning, one_skill: Learning) -> None:
     """One result: the undisturbed run's weights, one version, a whole curve, a whole chain."""
-    assert place.hashes() == undisturbed.hashes()
+    assert place.hashes() == one_skill.hashes()
     [version] = all_versions(place.client, "demo")
     history = place.client.get_metric_history(version.run_id, "train/divergence")
     assert sorted(point.step for point in history) == list(range(1, STEPS + 1))
@@ -81,11 +68,45 @@ def attempts(place: Learning) -> list[str]:
     return [json.loads(line)["outcome"] for line in file.read_text().splitlines()]
 
 
+def stop_outside_of_transactions(place: Learning, processes: list[int]) -> None:
+    """SIGSTOP where no database is being written: SQLite's lock stays with a stopped process."""
+    while True:
+        for pid in processes:
+            os.kill(pid, signal.SIGSTOP)
+        if not any(is_locked(place.home.root / name) for name in ("ledger.db", "mlflow.db")):
+            return
+        for pid in processes:
+            os.kill(pid, signal.SIGCONT)
+        time.sleep(0.05)
+
+
+def is_locked(file: Path) -> bool:
+    with closing(sqlite3.connect(file, timeout=0, isolation_level=None)) as connection:
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("number", range(ROUNDS))
+def test_the_same_curriculum_twice_at_once_is_one_result(
+    one_skill: Learning, place: Learning, number: int
+) -> None:
+    both = [place.start(), place.start()]
+    for one in both:
+        one.join(200)
+    assert [one.exitcode for one in both] == [0, 0], place.output
+    check(place, one_skill)
+    assert attempts(place) == ["finished"], "it was trained once"
+    assert "waiting for process" in place.output
+
+
 @pytest.mark.parametrize("number", range(2))
 def test_two_homes_that_share_registry_and_ledger_train_it_once(
-    undisturbed: Learning, tmp_path: Path, number: int
+    one_skill: Learning, tmp_path: Path, number: int
 ) -> None:
-    homes = [fresh(undisturbed, tmp_path / name) for name in ("one", "two")]
+    homes = [fresh(one_skill, tmp_path / name) for name in ("one", "two")]
     for place in homes:
         place.variables = {
             "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db?timeout=120",
@@ -100,13 +121,13 @@ def test_two_homes_that_share_registry_and_ledger_train_it_once(
         for name, value in homes[0].variables.items():
             patch.setenv(name, value)
         for place in homes:
-            check(place, undisturbed)
+            check(place, one_skill)
     fetched = ["fetched from the registry" in output for output in outputs]
     assert sorted(fetched) == [False, True]
 
 
 def test_sigterm_to_the_flow_saves_and_the_same_command_goes_on(
-    undisturbed: Learning, place: Learning
+    one_skill: Learning, place: Learning
 ) -> None:
     process = place.start()
     training(place, process)
@@ -121,12 +142,12 @@ def test_sigterm_to_the_flow_saves_and_the_same_command_goes_on(
     [work] = place.home.stages.glob("*.*")
     assert list((work / "checkpoints").glob("step-*/COMPLETE"))
     assert place.run() == 0, place.output
-    check(place, undisturbed)
+    check(place, one_skill)
     assert attempts(place) == ["stopped", "finished"]
 
 
 def test_sigterm_to_the_trainer_alone_is_an_error_that_says_so(
-    undisturbed: Learning, place: Learning
+    one_skill: Learning, place: Learning
 ) -> None:
     process = place.start()
     _, trainer = training(place, process)
@@ -137,24 +158,23 @@ def test_sigterm_to_the_trainer_alone_is_an_error_that_says_so(
     assert "Traceback" not in place.output
     assert attempts(place) == ["stopped"]
     assert place.run() == 0, place.output
-    check(place, undisturbed)
+    check(place, one_skill)
 
 
-def test_a_run_that_sleeps_past_its_lease_is_fenced(undisturbed: Learning, place: Learning) -> None:
+def test_a_run_that_sleeps_past_its_lease_is_fenced(one_skill: Learning, place: Learning) -> None:
     """Flow and trainer are stopped, another run takes over and finishes, then they wake up."""
     place.variables = {"SDFT_LEASE_S": "5"}
     sleeper = place.start()
     work, trainer = training(place, sleeper)
     stopped = [sleeper.pid, trainer]
-    for pid in stopped:
-        os.kill(pid, signal.SIGSTOP)
+    stop_outside_of_transactions(place, stopped)
     try:
         before = len(place.output)
         second = place.start()
         second.join(240)
         assert second.exitcode == 0, place.output
         assert "taken over from process" in place.output[before:]
-        check(place, undisturbed)
+        check(place, one_skill)
         left = sorted(path for path in place.home.root.rglob("*") if "prefect" not in path.parts)
     finally:
         for pid in stopped:
@@ -163,7 +183,7 @@ def test_a_run_that_sleeps_past_its_lease_is_fenced(undisturbed: Learning, place
     assert sleeper.exitcode == 1, place.output
     assert "took this work over" in place.output
     assert "Traceback" not in place.output
-    check(place, undisturbed)
+    check(place, one_skill)
     assert not work.exists()
     now = sorted(path for path in place.home.root.rglob("*") if "prefect" not in path.parts)
     assert now == left, "what woke up has written nothing"
