@@ -61,8 +61,8 @@ class RuntimeSettings(Contract):
     """What changes how a stage is run, but not (beyond rounding) what comes out of it."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    micro_batch: Annotated[int, Field(ge=1)] | None = None
-    """Sequences a forward and backward pass; default: the whole step at once."""
+    micro_batch_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens a forward and backward pass; default: by the device, less where memory runs out."""
     checkpoint_every_steps: Annotated[int, Field(ge=1)] | None = None
     """Exactly so often, whatever it costs."""
     checkpoint_every_s: Annotated[float, Field(gt=0.0)] = 300.0
@@ -70,6 +70,8 @@ class RuntimeSettings(Contract):
     keep_checkpoints: Annotated[int, Field(ge=1)] = 2
     rollouts_a_step: Annotated[int, Field(ge=0)] = 2
     """Rollouts kept a step for people to read."""
+    health: Literal["stop", "warn"] = "stop"
+    """What becomes of a stage whose curve shows that more steps would be a waste."""
     stall_timeout_s: Annotated[float, Field(gt=0.0)] = 1800.0
     """A trainer or evaluator that reports nothing for this long is ended."""
 

@@ -16,34 +16,48 @@ from torch import Tensor
 
 from sdft.model import Head
 
-CHUNK_ELEMENTS = 2**24
-"""Logits held at once (64 MiB in fp32)."""
+CHUNK_ELEMENTS = 3 * 2**21
+"""Elements of one chunk's logits (24 MiB in fp32); at most four such tensors exist at a time."""
 
 RowScore = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
 """(student log-probabilities [C, V], which rows) -> (loss [C], its gradient by logits [C, V])."""
 
 
 def forward_kl(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(teacher || student) = sum p (log p - log q), and its gradient by the student's logits."""
+    """KL(teacher || student) = sum p (log p - log q), and its gradient by the student's logits.
+
+    Like the two below it, this writes over `log_p` to save memory.
+    """
     p = log_p.exp()
-    loss_C = (p * (log_p - log_q)).sum(-1)
-    return loss_C, log_q.exp() - p
+    loss_C = _dot(p, log_p.sub_(log_q))
+    return loss_C, torch.exp(log_q, out=log_p).sub_(p)
 
 
 def reverse_kl(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
     """KL(student || teacher) = sum q (log q - log p), and its gradient by the student's logits."""
-    q, ratio = log_q.exp(), log_q - log_p
-    loss_C = (q * ratio).sum(-1)
-    return loss_C, q * (ratio - loss_C[:, None])
+    q = log_q.exp()
+    ratio = torch.sub(log_q, log_p, out=log_p)
+    loss_C = _dot(q, ratio)
+    return loss_C, ratio.sub_(loss_C[:, None]).mul_(q)
 
 
 def jsd(log_p: Tensor, log_q: Tensor, beta: float) -> tuple[Tensor, Tensor]:
     """beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q, and its gradient."""
-    p, q = log_p.exp(), log_q.exp()
-    log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
-    student_C = (q * (log_q - log_m)).sum(-1)
-    loss_C = beta * (p * (log_p - log_m)).sum(-1) + (1 - beta) * student_C
-    return loss_C, (1 - beta) * q * (log_q - log_m - student_C[:, None])
+    share_q = log_q + math.log1p(-beta)
+    share_p = log_p.add_(math.log(beta))
+    log_m = torch.logaddexp(share_p, share_q, out=share_q)
+    log_p = share_p.sub_(math.log(beta))
+    teacher_C = _dot(log_p.exp(), log_p.sub_(log_m))
+    ratio = torch.sub(log_q, log_m, out=log_m)
+    q = torch.exp(log_q, out=log_p)
+    student_C = _dot(q, ratio)
+    gradient = ratio.sub_(student_C[:, None]).mul_(q).mul_(1 - beta)
+    return beta * teacher_C + (1 - beta) * student_C, gradient
+
+
+def _dot(a_CV: Tensor, b_CV: Tensor) -> Tensor:
+    """[C]: the sum of products of each row, without a tensor of the products."""
+    return torch.bmm(a_CV[:, None, :], b_CV[:, :, None])[:, 0, 0]
 
 
 def teacher_score(kind: str, beta: float, teacher_RD: Tensor, teacher_head: Head) -> RowScore:
@@ -102,30 +116,42 @@ class _RowLoss(torch.autograd.Function):
         head = Head(weight_VD, bias_V, softcap)
         wide = torch.promote_types(student_RD.dtype, torch.float32)
         grad_RD = torch.zeros_like(student_RD)
-        grad_VD = torch.zeros_like(weight_VD, dtype=wide)
-        grad_V = None if bias_V is None else torch.zeros_like(bias_V)
+        _, weight_learns, bias_learns, *_ = ctx.needs_input_grad
+        grad_VD = torch.zeros_like(weight_VD, dtype=wide) if weight_learns else None
+        grad_V = (
+            torch.zeros_like(bias_V, dtype=wide) if bias_V is not None and bias_learns else None
+        )
         loss_R = student_RD.new_zeros(len(student_RD), dtype=wide)
         entropy_R = torch.zeros_like(loss_R)
         for start in range(0, len(student_RD), chunk_rows):
             rows = slice(start, start + chunk_rows)
             logits_CV = head.logits(student_RD[rows])
             log_q_CV = logits_CV.log_softmax(-1)
+            total_C1 = logits_CV[:, :1] - log_q_CV[:, :1]  # what the softmax took off
+            del logits_CV
+            entropy_R[rows] = -_dot(log_q_CV.exp(), log_q_CV)
             loss_R[rows], grad_CV = score(log_q_CV, rows)
-            entropy_R[rows] = -(log_q_CV.exp() * log_q_CV).sum(-1)
-            grad_CV = grad_CV * weight_R[rows, None]
+            grad_CV.mul_(weight_R[rows, None])
             if softcap is not None:
-                grad_CV = grad_CV * (1 - (logits_CV / softcap) ** 2)
-            grad_RD[rows] = (grad_CV.to(weight_VD.dtype) @ weight_VD).to(grad_RD.dtype)
-            grad_VD.addmm_(grad_CV.T, student_RD[rows].to(wide))
+                capped_CV = log_q_CV.add_(total_C1)
+                grad_CV.mul_(capped_CV.div_(softcap).square_().neg_().add_(1))
+            del log_q_CV
+            grad_RD[rows] = grad_CV.to(weight_VD.dtype) @ weight_VD
+            if grad_VD is not None:
+                grad_VD.addmm_(grad_CV.T, student_RD[rows].to(wide))
             if grad_V is not None:
                 grad_V += grad_CV.sum(0)
-        ctx.grads = grad_RD, grad_VD.to(weight_VD.dtype), grad_V
+            del grad_CV  # before the next chunk's logits
+        ctx.grads = (
+            grad_RD,
+            None if grad_VD is None else grad_VD.to(weight_VD.dtype),
+            None if grad_V is None or bias_V is None else grad_V.to(bias_V.dtype),
+        )
         ctx.mark_non_differentiable(loss_R, entropy_R)
         return (loss_R * weight_R).sum(), loss_R, entropy_R
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad_loss = grads[0]
-        grad_RD, grad_VD, grad_V = ctx.grads
-        scaled_V = None if grad_V is None else grad_loss * grad_V
-        return grad_loss * grad_RD, grad_loss * grad_VD, scaled_V, None, None, None, None
+        made, ctx.grads = ctx.grads, None  # scaled in place, so they can be given out once
+        scaled = [None if one is None else one.mul_(grads[0]) for one in made]
+        return *scaled, None, None, None, None

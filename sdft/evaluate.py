@@ -50,7 +50,6 @@ def answer_items(
 
     An item without a score has another status and the reason, not a score of 0 by silence.
     """
-    lm.model.eval()
     prompts = [lm.prompt_ids(student_messages(item.messages)) for item in items]
     room = lm.max_positions - spec.settings.max_new_tokens
     sampling = Sampling(spec.settings.max_new_tokens)

@@ -104,7 +104,7 @@ def _explained(error: Exception) -> str | None:
         said = str(error).partition("\n")[0] or type(error).__name__
         return (
             f"out of memory ({said}); the last good checkpoint is untouched: set "
-            "runtime.micro_batch to less than it is, or give it more memory"
+            "runtime.micro_batch_tokens to less than it is, or give it more memory"
         )
     if isinstance(error, OSError):
         return (

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sdft.model import LanguageModel
+from sdft.prefix import Prefix, shared_prefix
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,11 @@ def generate(
     finite = [True] * len(prompts)
 
     running = list(range(len(prompts)))  # index into `prompts` of each row of the batch
-    ids_BT, mask_BT = _left_padded(prompts, lm)
-    positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
-    cache = None
+    shared = shared_prefix(prompts) if lm.shares_prefixes else []
+    cache = Prefix(lm.model, shared).cache(len(prompts))
+    ids_BT, mask_BT = _left_padded([prompt[len(shared) :] for prompt in prompts], lm)
+    mask_BT = torch.cat([mask_BT.new_ones(len(prompts), len(shared)), mask_BT], dim=-1)
+    positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)[:, len(shared) :]
     for step in range(sampling.max_new_tokens):
         state = lm.model(
             input_ids=ids_BT,

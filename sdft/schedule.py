@@ -32,3 +32,18 @@ def learning_rate(settings: TrainingSettings, step: int, steps: int) -> float:
 def step_seed(seed: int, step: int) -> int:
     """The seed of all random numbers of one step, so that resuming needs no generator state."""
     return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def micro_batches(lengths: list[int], budget: int) -> list[list[int]]:
+    """Indices of sequences that go through the model together, the longest ones first.
+
+    Sequences of like length come together, so that little is padding; no more than `budget` tokens
+    with the padding, except for a sequence that is longer by itself.
+    """
+    longest_first = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    parts: list[list[int]] = []
+    for index in longest_first:
+        if not parts or (len(parts[-1]) + 1) * lengths[parts[-1][0]] > budget:
+            parts.append([])
+        parts[-1].append(index)
+    return parts

@@ -38,7 +38,12 @@ class StageLog:
         """All of metrics.jsonl."""
         return bytes(self._lines)
 
-    def step(self, step: int, metrics: dict[str, float]) -> None:
+    @property
+    def curve(self) -> list[StepMetrics]:
+        return _parsed(self.lines)
+
+    def step(self, step: int, metrics: dict[str, float]) -> StepMetrics:
+        """Write a step's line; returns it."""
         line = StepMetrics(step=step, time_ms=time.time_ns() // 10**6, metrics=metrics)
         text = f"{line.model_dump_json()}\n".encode()
         path = self._directory / METRICS
@@ -46,6 +51,7 @@ class StageLog:
             file.seek(len(self._lines))
             file.write(text)
         self._lines += text
+        return line
 
     def rollout(self, **row: object) -> None:
         self._rollouts.append(row)
@@ -87,8 +93,7 @@ class MetricsReader:
             file.seek(self._place)
             whole, end, _ = file.read().rpartition(b"\n")
         self._place += len(whole) + len(end)
-        lines = [StepMetrics.model_validate_json(line) for line in whole.split(b"\n") if line]
-        fresh = [line for line in lines if line.step > self.step]
+        fresh = [line for line in _parsed(whole) if line.step > self.step]
         self.latest = fresh[-1] if fresh else self.latest
         return fresh
 
@@ -97,5 +102,9 @@ def read_metrics(path: Path) -> list[StepMetrics]:
     """The complete lines of a metrics file; one that is just being written is left out."""
     if not path.is_file():
         return []
-    *whole, _ = path.read_bytes().split(b"\n")
-    return [StepMetrics.model_validate_json(line) for line in whole]
+    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    return _parsed(whole)
+
+
+def _parsed(lines: bytes) -> list[StepMetrics]:
+    return [StepMetrics.model_validate_json(line) for line in lines.split(b"\n") if line]

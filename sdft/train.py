@@ -5,46 +5,37 @@
 reads a `StageSpec`, writes metrics.jsonl, rollouts/, checkpoints/, model/ and, last, record.json.
 Run again after any interruption it goes on from the last good checkpoint; a finished stage is left
 as it is.
-
-Shapes: R loss rows (completion tokens of a micro-batch, sequence after sequence), D hidden width.
 """
 
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from schemas.base import BadInput
-from schemas.settings import TrainingSettings
-from schemas.stage import StageRecord, StageSpec
+from schemas.settings import RuntimeSettings, TrainingSettings
+from schemas.stage import StageRecord, StageSpec, StepMetrics
 from schemas.templates import student_messages, teacher_messages
 from sdft.checkpoint import Checkpoints
 from sdft.data import Demonstration, read_demonstrations
-from sdft.divergence import row_loss, teacher_score, token_score
+from sdft.gradient import Example, StepGradient
+from sdft.health import Health, artifact_share
 from sdft.model import LanguageModel, load_model, pick_device
 from sdft.process import StageFailed, Stop, exclusive, run_program
 from sdft.record import finish_stage
 from sdft.rollout import Completion, Sampling, generate
 from sdft.schedule import batch, learning_rate, step_seed, total_steps
-from sdft.scoring import completion_hidden
 from sdft.stagelog import StageLog
 from sdft.teacher import Teacher
 
 
-@dataclass(frozen=True)
-class Example:
-    """A demonstration as the two models see it."""
-
-    id: str
-    student_prompt: list[int]
-    teacher_prompt: list[int]
-    demonstration: Completion
-
-
 class Diverged(StageFailed):
     """The loss or its gradient is no longer finite; the last checkpoint is untouched."""
+
+
+class Unhealthy(StageFailed):
+    """The stage goes wrong in a way that more steps do not mend."""
 
 
 def train(spec: StageSpec, directory: Path, stop: Stop) -> StageRecord | None:
@@ -63,9 +54,13 @@ def train(spec: StageSpec, directory: Path, stop: Stop) -> StageRecord | None:
     checkpoints = Checkpoints(
         directory / "checkpoints", spec.key, runtime, lm.model, optimizer, teacher
     )
+    gradient = StepGradient(lm, teacher, examples, spec)
     first, known = checkpoints.load()
     print(f"goes on after step {first}", flush=True)
     log = StageLog(directory, known)
+    health = Health(settings)
+    for line in log.curve:
+        health.look(line)
 
     for step in range(first, steps):
         began = time.monotonic()
@@ -75,7 +70,7 @@ def train(spec: StageSpec, directory: Path, stop: Stop) -> StageRecord | None:
             answers = rollouts(lm, chosen, settings, seed)
         else:
             answers = [example.demonstration for example in chosen]
-        losses, metrics = backward(lm, teacher, chosen, answers, spec)
+        losses, metrics = gradient.add(chosen, answers)
         norm = torch.nn.utils.clip_grad_norm_(lm.model.parameters(), settings.max_grad_norm)
         if not math.isfinite(metrics["divergence"] + norm.item()):
             raise Diverged(
@@ -97,9 +92,13 @@ def train(spec: StageSpec, directory: Path, stop: Stop) -> StageRecord | None:
             "clipped_share": sum(not answer.finished for answer in answers) / len(answers),
             "grad_norm": norm.item(),
             "learning_rate": rate,
+            "loss_tokens": sum(
+                max(0, len(answer.tokens) - settings.skip_first_tokens) for answer in answers
+            ),
+            "artifact_share": artifact_share([lm.text(answer.tokens) for answer in answers]),
             "tokens_per_s": tokens / seconds,
         }
-        log.step(step + 1, metrics)
+        watch(health, log.step(step + 1, metrics), runtime)
         for example, answer, loss in list(zip(chosen, answers, losses, strict=True))[
             : runtime.rollouts_a_step
         ]:
@@ -123,61 +122,22 @@ def train(spec: StageSpec, directory: Path, stop: Stop) -> StageRecord | None:
     return finish_stage(spec, directory, lm, steps, seconds, checkpoints.seconds)
 
 
+def watch(health: Health, line: StepMetrics, runtime: RuntimeSettings) -> None:
+    """Print what a step shows of the stage's health; raises Unhealthy where it is to stop."""
+    for finding in health.look(line):
+        if finding.stops and runtime.health == "stop":
+            raise Unhealthy(
+                f"step {finding.step}: {finding.message} (or set runtime.health to warn)"
+            )
+        print(f"warning: step {finding.step}: {finding.message}", flush=True)
+
+
 def rollouts(
     lm: LanguageModel, chosen: list[Example], settings: TrainingSettings, seed: int
 ) -> list[Completion]:
     """The student's own answers, sampled without the demonstration (paper, algorithm 1)."""
-    lm.model.eval()
     sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.top_p)
     return generate(lm, [example.student_prompt for example in chosen], sampling, seed)
-
-
-def backward(
-    lm: LanguageModel,
-    teacher: Teacher | None,
-    chosen: list[Example],
-    answers: list[Completion],
-    spec: StageSpec,
-) -> tuple[list[float], dict[str, float]]:
-    """Add the step's gradient, micro-batch by micro-batch.
-
-    The loss is the mean over sequences of the mean over a sequence's tokens. Returns each
-    sequence's divergence, and the step's divergence and student entropy in nats a token.
-    """
-    settings, skip = spec.training, spec.training.skip_first_tokens
-    lengths = [max(0, len(answer.tokens) - skip) for answer in answers]
-    counted = sum(length > 0 for length in lengths)
-    if not counted:  # every completion is shorter than `skip`: nothing to learn in this step
-        return [0.0] * len(chosen), {"divergence": 0.0, "entropy": 0.0}
-    lm.model.train()
-    losses: list[float] = []
-    entropies: list[float] = []
-    size = spec.runtime.micro_batch or len(chosen)
-    for start in range(0, len(chosen), size):
-        part = slice(start, start + size)
-        rows = torch.tensor(lengths[part], device=lm.device)
-        if not rows.sum():
-            losses += [0.0] * len(rows)
-            continue
-        tokens = [answer.tokens for answer in answers[part]]
-        if teacher:
-            prompts = [example.teacher_prompt for example in chosen[part]]
-            with torch.no_grad():
-                teacher_RD = completion_hidden(teacher.model, prompts, tokens, skip)
-            head = lm.head(teacher.model)
-            score = teacher_score(settings.divergence, settings.jsd_beta, teacher_RD, head)
-        else:
-            score = token_score(
-                torch.tensor([t for one in tokens for t in one[skip:]], device=lm.device)
-            )
-        prompts = [example.student_prompt for example in chosen[part]]
-        student_RD = completion_hidden(lm.model, prompts, tokens, skip)
-        weight_R = (1.0 / (counted * rows.clamp(min=1))).repeat_interleave(rows)
-        loss, loss_R, entropy_R = row_loss(student_RD, lm.head(), weight_R, score)
-        loss.backward()
-        losses += [one.mean().item() if len(one) else 0.0 for one in loss_R.split(rows.tolist())]
-        entropies.append((entropy_R * weight_R).sum().item())
-    return losses, {"divergence": sum(losses) / counted, "entropy": sum(entropies)}
 
 
 def _example(lm: LanguageModel, row: Demonstration, settings: TrainingSettings) -> Example:

@@ -13,6 +13,7 @@ from schemas.settings import RuntimeSettings
 from schemas.snapshot import SuiteData
 from schemas.stage import StageRecord, StageSpec
 from sdft.files import placed
+from sdft.health import Health
 from sdft.record import RECORD
 from sdft.schedule import total_steps
 from sdft.stagelog import METRICS, MetricsReader, read_metrics
@@ -161,6 +162,7 @@ def _run_trainer(
         TimeElapsedColumn(),
     ]
     reader, ledger = MetricsReader(work / METRICS), Ledger(home)
+    health = Health(spec.training)
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as progress:
@@ -168,7 +170,10 @@ def _run_trainer(
 
         def tick() -> int:
             check(ledger, fence)
-            reader.new()
+            for line in reader.new():
+                for finding in health.look(line):
+                    message = f"step {finding.step}: {finding.message}"
+                    say("health", spec.skill, message, "yellow")
             if reader.latest is not None:
                 away = "  (MLflow is away)" if spool.is_away else ""
                 now = f"divergence {reader.latest.metrics['divergence']:.3f}{away}"

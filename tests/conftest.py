@@ -17,7 +17,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers or datasets are import
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+)
 
 ROOT = Path(__file__).parent.parent
 QUICKSTART = ROOT / "examples" / "quickstart"
@@ -45,11 +50,21 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def save_tiny_model(directory: Path) -> Path:
-    """A two-layer Llama with random weights, large enough that its outputs differ by prompt."""
+def save_tiny_model(directory: Path, config: PretrainedConfig | None = None) -> Path:
+    """A model with random weights, a two-layer Llama unless another configuration is given.
+
+    Its weights are large enough that its outputs differ by prompt.
+    """
     tokenizer = make_tokenizer()
     torch.manual_seed(0)
-    config = LlamaConfig(
+    model = AutoModelForCausalLM.from_config(config or tiny_llama(tokenizer))
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def tiny_llama(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
@@ -62,9 +77,6 @@ def save_tiny_model(directory: Path) -> Path:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    LlamaForCausalLM(config).save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
-    return directory
 
 
 @pytest.fixture(scope="session")

@@ -20,11 +20,13 @@ from schemas.settings import RuntimeSettings, TrainingSettings
 from schemas.stage import StageRecord, StageSpec
 from sdft.checkpoint import is_due
 from sdft.data import data_hash, train_table, write_table
-from sdft.model import load_model
-from sdft.process import Stop
+from sdft.model import LanguageModel, load_model
+from sdft.process import StageFailed, Stop
+from sdft.rollout import Completion
+from sdft.scoring import completion_hidden
 from sdft.stagelog import read_metrics
 from sdft.teacher import Teacher
-from sdft.train import train
+from sdft.train import Unhealthy, train
 
 BASIC = TrainingSettings(
     epochs=2, prompts_per_step=4, learning_rate=3e-3, warmup_steps=2, max_new_tokens=12
@@ -91,9 +93,55 @@ def test_the_same_seed_gives_the_same_bytes(case: Case) -> None:
 def test_accumulating_4x1_equals_1x4(case: Case, method: str) -> None:
     training = BASIC.model_copy(update={"method": method})
     _, whole, one = case.run("whole", case.spec(training))
-    _, parts, other = case.run("parts", case.spec(training, micro_batch=1))
+    _, parts, other = case.run("parts", case.spec(training, micro_batch_tokens=1))
     assert parts == pytest.approx(whole, rel=1e-3)
     assert_weights_close(one, other)
+
+
+def test_where_memory_runs_out_the_step_goes_on_in_smaller_parts(
+    case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, whole, one = case.run("whole", case.spec())
+    limit_memory(monkeypatch, tokens=80)
+    _, parts, other = case.run("parts", case.spec())
+    assert "out of memory: goes on with 64 tokens at a time" in capsys.readouterr().out
+    assert parts == pytest.approx(whole, rel=1e-3)
+    assert_weights_close(one, other)
+
+
+def test_a_sequence_that_is_too_much_by_itself_is_said(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit_memory(monkeypatch, tokens=1)
+    with pytest.raises(StageFailed, match=r"a single sequence .* lower training\.max_new_tokens"):
+        case.run("whole", case.spec())
+
+
+def test_a_stage_that_learns_from_no_token_is_stopped_and_says_what_to_change(
+    case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def says_nothing(lm: LanguageModel, prompts: list[list[int]], *_: object) -> list[Completion]:
+        return [Completion([lm.end_of_turn], finished=True)] * len(prompts)
+
+    monkeypatch.setattr("sdft.train.generate", says_nothing)
+    training = BASIC.model_copy(update={"epochs": 3, "skip_first_tokens": 1})
+    with pytest.raises(Unhealthy, match=r"step 5: no completion .*skip_first_tokens 1,.* lower it"):
+        case.run("stopped", case.spec(training))
+    record, _, _ = case.run("warned", case.spec(training, health="warn"))
+    assert record.steps == 9
+    assert capsys.readouterr().out.count("warning: step 5: no completion") == 1
+
+
+def limit_memory(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    """A device on which the student can be trained on so many tokens at once."""
+
+    def hidden(model: Any, prompts: Any, completions: Any, *rest: Any) -> Any:
+        length = sum(map(len, prompts)) + sum(map(len, completions))
+        if torch.is_grad_enabled() and length > tokens:
+            raise torch.OutOfMemoryError("tried to allocate")
+        return completion_hidden(model, prompts, completions, *rest)
+
+    monkeypatch.setattr("sdft.gradient.completion_hidden", hidden)
 
 
 @pytest.mark.parametrize("teacher", ["frozen", "ema"])
@@ -225,7 +273,7 @@ def test_every_setting_that_changes_the_result_changes_the_key(case: Case) -> No
     keys = {spec.model_copy(update={"training": one}).key for one in settings}
     assert len(keys | {spec.key}) == len(changes) + 1
     assert spec.model_copy(update={"seed": 7}).key != spec.key
-    runtime = RuntimeSettings(micro_batch=1)
+    runtime = RuntimeSettings(micro_batch_tokens=1)
     moved = {"train_file": "/elsewhere", "parent_dir": "/other", "runtime": runtime}
     assert spec.model_copy(update=moved).key == spec.key
 

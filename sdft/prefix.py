@@ -1,0 +1,67 @@
+"""The tokens with which all prompts of a stage begin, passed through the model once for all.
+
+Chat prompts share their system message and the head of their template, teacher prompts often more.
+The keys and values of these tokens depend on nothing after them.
+
+Shapes: B sequences, T tokens of the prefix.
+"""
+
+import inspect
+import os
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+LEAST_TOKENS = 8
+"""A shorter prefix saves less than the pass through the model that it needs."""
+
+
+def shared_prefix(prompts: list[list[int]]) -> list[int]:
+    """What all prompts begin with; each keeps at least one token after it. Often empty."""
+    if len(prompts) < 2:
+        return []
+    common = list(os.path.commonprefix([prompt[:-1] for prompt in prompts]))
+    return common if len(common) >= LEAST_TOKENS else []
+
+
+class Prefix:
+    """Keys and values of a prefix under a model as it is now.
+
+    Where gradients are on, those by the keys and values are gathered from every pass that used
+    them, and `backward` takes their sum through the prefix, once.
+    """
+
+    def __init__(self, model: PreTrainedModel, tokens: list[int]) -> None:
+        self.tokens = tokens
+        self._made: list[Tensor] = []
+        self._used: list[Tensor] = []
+        if not tokens:
+            return
+        ids_1T = torch.tensor([tokens], device=model.device)
+        cache = model.base_model(input_ids=ids_1T, use_cache=True).past_key_values
+        self._made = [states for layer in cache.layers for states in (layer.keys, layer.values)]
+        learns = torch.is_grad_enabled()
+        self._used = [states.detach().requires_grad_(learns) for states in self._made]
+
+    def cache(self, rows: int) -> DynamicCache | None:
+        """A cache that begins with the prefix in each of B rows; None where there is none."""
+        if not self._used:
+            return None
+        wide = [states.expand(rows, *states.shape[1:]) for states in self._used]
+        return DynamicCache(list(zip(wide[::2], wide[1::2], strict=True)))
+
+    def backward(self) -> None:
+        """Add the prefix's share of the gradient; call once, after the last pass that used it."""
+        pairs = zip(self._made, self._used, strict=True)
+        reached = [(made, used.grad) for made, used in pairs if used.grad is not None]
+        if reached:
+            torch.autograd.backward([made for made, _ in reached], [grad for _, grad in reached])
+
+
+def can_share(model: PreTrainedModel) -> bool:
+    """Whether a model keeps plain keys and values of all tokens in every layer."""
+    takes = inspect.signature(model.base_model.forward).parameters
+    layers = DynamicCache(config=model.config).layers
+    return "past_key_values" in takes and all(type(layer) is DynamicLayer for layer in layers)

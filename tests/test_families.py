@@ -1,0 +1,155 @@
+"""Models of other families go the whole way without a line that knows them.
+
+Their weights are random and tiny; what differs is real: learned positions, a head of its own, soft
+caps and windows, a vocabulary of 200,064.
+"""
+
+from pathlib import Path
+
+import mlflow.transformers
+import pytest
+import torch
+from conftest import eval_rows, make_tokenizer, save_tiny_model, train_rows
+from transformers import (
+    Gemma2Config,
+    GPTNeoXConfig,
+    OPTConfig,
+    PretrainedConfig,
+    Qwen3Config,
+)
+
+from schemas.results import CellFile, EvaluationSpec, SuiteSpec
+from schemas.settings import EvaluationSettings, RuntimeSettings, TrainingSettings
+from schemas.stage import StageSpec
+from sdft.cells import CELL
+from sdft.data import data_hash, eval_table, train_table, write_table
+from sdft.evaluate import evaluate
+from sdft.model import load_model
+from sdft.modelfiles import model_files, model_hash
+from sdft.process import Stop
+from sdft.record import verified_record
+from sdft.stagelog import METRICS, read_metrics
+from sdft.train import train
+from tasks.packages import save_package
+
+TINY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+}
+FAMILIES: dict[str, tuple[type[PretrainedConfig], dict[str, object]]] = {
+    "Qwen3, a vocabulary of 200,064": (
+        Qwen3Config,
+        {
+            "vocab_size": 200_064,
+            "intermediate_size": 64,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "Gemma 2, soft-capped logits": (
+        Gemma2Config,
+        {
+            "intermediate_size": 64,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "final_logit_softcapping": 5.0,
+            "sliding_window": 16,
+        },
+    ),
+    "GPT-NeoX, a head of its own": (
+        GPTNeoXConfig,
+        {"intermediate_size": 64, "tie_word_embeddings": False, "attention_dropout": 0.1},
+    ),
+    "OPT, learned positions": (
+        OPTConfig,
+        {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.1, "init_std": 0.2},
+    ),
+}
+TRAINING = TrainingSettings(
+    epochs=2, prompts_per_step=4, learning_rate=1e-3, warmup_steps=1, max_new_tokens=12
+)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_is_trained_resumed_evaluated_and_packed(family: str, tmp_path: Path) -> None:
+    config_class, special = FAMILIES[family]
+    tokenizer = make_tokenizer()
+    config = config_class(
+        **{
+            **TINY,
+            "vocab_size": len(tokenizer),
+            "bos_token_id": None,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            **special,
+        }
+    )
+    parent = save_tiny_model(tmp_path / "parent", config)
+    table = train_table(train_rows(10))
+    write_table(table, tmp_path / "train.parquet")
+    spec = StageSpec(
+        skill="alpha",
+        parent_dir=str(parent),
+        parent_hash="p",
+        train_file=str(tmp_path / "train.parquet"),
+        data_hash=data_hash(table),
+        seed=1,
+        training=TRAINING,
+        runtime=RuntimeSettings(device="cpu"),
+    )
+    whole, stopped, parts = (tmp_path / name for name in ("whole", "stopped", "parts"))
+    for directory in (whole, stopped, parts):
+        directory.mkdir()
+    record = train(spec, whole, Stop())
+    assert record is not None
+    losses = [line.metrics["divergence"] for line in read_metrics(whole / METRICS)]
+    assert losses[-1] < losses[0]
+
+    stop = Stop()
+    stop.requested = True
+    assert train(spec, stopped, stop) is None
+    resumed = train(spec, stopped, Stop())
+    assert resumed is not None
+    assert resumed.model_hash == record.model_hash
+
+    one_by_one = spec.model_copy(update={"runtime": RuntimeSettings(micro_batch_tokens=1)})
+    train(one_by_one, parts, Stop())
+    again = [line.metrics["divergence"] for line in read_metrics(parts / METRICS)]
+    assert again == pytest.approx(losses, rel=2e-3)
+
+    model = whole / "model"
+    verified_record(whole)
+    check_answers(model, tmp_path)
+    save_package(model, tmp_path / "package")
+    loaded = mlflow.transformers.load_model(str(tmp_path / "package"), return_type="components")
+    ours = load_model(model, torch.device("cpu")).model
+    assert loaded["model"].config.model_type == ours.config.model_type
+    ids = torch.tensor([[5, 6, 7, 8]])
+    torch.testing.assert_close(loaded["model"](ids).logits, ours(ids).logits)
+
+
+def check_answers(model: Path, folder: Path) -> None:
+    """A suite is answered, every item of it."""
+    items = eval_table(eval_rows(3))
+    write_table(items, folder / "eval.parquet")
+    suite = SuiteSpec(
+        name="alpha",
+        file=str(folder / "eval.parquet"),
+        suite_hash=data_hash(items),
+        scorer="exact_match",
+    )
+    spec = EvaluationSpec(
+        model_dir=str(model),
+        model_hash=model_hash(model_files(model)),
+        template_hash="t",
+        suites=(suite,),
+        settings=EvaluationSettings(max_new_tokens=8),
+        libraries={},
+    )
+    assert evaluate(spec, folder / "cells", Stop())
+    cell = CellFile.read(folder / "cells" / spec.cell_key(suite) / CELL).cell
+    assert (cell.items, cell.scored) == (3, 3)

@@ -1,0 +1,77 @@
+"""What prompts begin with, passed through the model once: the same numbers, the same gradient."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sdft.model import LanguageModel, load_model
+from sdft.prefix import LEAST_TOKENS, Prefix, shared_prefix
+from sdft.rollout import Sampling, generate
+from sdft.scoring import completion_hidden
+
+BEGINS = list(range(10, 10 + 2 * LEAST_TOKENS))
+PROMPTS = [[*BEGINS, 50], [*BEGINS, 60, 61, 62, 63], [*BEGINS, 70, 71]]
+ANSWERS = [[80, 81, 82, 1], [90, 1], [100, 101, 102, 103, 1]]
+
+
+@pytest.fixture
+def lm(tiny_dir: Path) -> LanguageModel:
+    return load_model(tiny_dir, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "expected"),
+    [
+        (PROMPTS, BEGINS),
+        (PROMPTS[:1], []),  # there is nobody to share with
+        ([BEGINS, BEGINS], BEGINS[:-1]),  # something is left to ask
+        ([BEGINS, [*BEGINS[:LEAST_TOKENS], 5, 6]], BEGINS[:LEAST_TOKENS]),
+        ([BEGINS, [*BEGINS[: LEAST_TOKENS - 1], 5, 6]], []),
+        ([BEGINS, [5, 6, 7]], []),
+    ],
+)
+def test_what_is_shared(prompts: list[list[int]], expected: list[int]) -> None:
+    assert shared_prefix(prompts) == expected
+
+
+def test_hidden_states_and_gradients_are_those_without_it(lm: LanguageModel) -> None:
+    """Two passes use the prefix; it is gone through, forward and backward, once."""
+
+    def gradients(prefix: Prefix | None) -> tuple[Tensor, list[Tensor]]:
+        lm.model.zero_grad()
+        parts = [
+            completion_hidden(lm.model, PROMPTS[part], ANSWERS[part], 1, prefix)
+            for part in (slice(2), slice(2, 3))
+        ]
+        for hidden_RD in parts:
+            hidden_RD.square().sum().backward()
+        if prefix:
+            prefix.backward()
+        grads = [one.grad.clone() for one in lm.model.parameters() if one.grad is not None]
+        return torch.cat(parts), grads
+
+    plain_RD, plain = gradients(None)
+    shared_RD, shared = gradients(Prefix(lm.model, BEGINS))
+    torch.testing.assert_close(shared_RD, plain_RD, rtol=1e-5, atol=1e-5)
+    assert len(shared) == len(plain)
+    for mine, theirs in zip(shared, plain, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_samples_are_those_without_it(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampling = Sampling(16, temperature=1.0)
+    shared = generate(lm, PROMPTS, sampling, seed=1)
+    monkeypatch.setattr("sdft.rollout.shared_prefix", lambda _: [])
+    assert generate(lm, PROMPTS, sampling, seed=1) == shared
+
+
+def test_a_teacher_takes_no_gradient(lm: LanguageModel) -> None:
+    with torch.no_grad():
+        prefix = Prefix(lm.model, BEGINS)
+    completion_hidden(lm.model, PROMPTS, ANSWERS, 0, prefix).sum().backward()
+    before = [one.grad.clone() for one in lm.model.parameters() if one.grad is not None]
+    prefix.backward()
+    after = [one.grad for one in lm.model.parameters() if one.grad is not None]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
