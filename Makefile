@@ -24,7 +24,7 @@ test-fast: setup
 	$(BIN)/python -m pytest -m 'not slow'
 
 test-faults: setup
-	$(BIN)/python -m pytest tests/faults
+	$(BIN)/python -m pytest -n 2 tests/faults
 
 lint: setup
 	$(BIN)/ruff check .
@@ -36,6 +36,11 @@ bench: setup
 	rm -rf .sdft/bench
 	$(BIN)/python benchmarks/retention_sweep.py examples/quickstart/curriculum.yaml .sdft/bench \
 		--rates 2e-4 --seeds 0
+	$(BIN)/python benchmarks/durability.py
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/python examples/smollm2/fetch_model.py
+	$(BIN)/python benchmarks/peer.py --model pocket
+	$(BIN)/python benchmarks/peer.py --model smollm2
 
 clean:
 	rm -rf .venv .sdft

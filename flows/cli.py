@@ -62,6 +62,12 @@ def main() -> None:
             raise
         where = error.filename2 or error.filename or "while writing"
         fail(f"{where}: {error.strerror}; {GOES_ON}", ERROR)
+    except Exception as error:
+        tracking = sys.modules.get("tasks.tracking")  # who asks MLflow for nothing lacks it
+        uri = os.environ.get("MLFLOW_TRACKING_URI", "in this home")
+        if tracking is None or (problem := tracking.told(error, uri)) is None:
+            raise
+        fail(str(problem), USER_ERROR if isinstance(problem, BadInput) else ERROR)
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:

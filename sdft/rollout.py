@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sdft.model import LanguageModel
+from sdft.packing import packed_linears
 from sdft.prefix import Prefix, shared_prefix
 
 
@@ -49,6 +50,13 @@ def generate(
     draws_BT = torch.rand(
         len(prompts), sampling.max_new_tokens, generator=torch.Generator().manual_seed(seed)
     ).to(lm.device)
+    with packed_linears(lm.model):
+        return _decode(lm, prompts, sampling, draws_BT)
+
+
+def _decode(
+    lm: LanguageModel, prompts: list[list[int]], sampling: Sampling, draws_BT: Tensor
+) -> list[Completion]:
     outputs: list[list[int]] = [[] for _ in prompts]
     finished = [False] * len(prompts)
     finite = [True] * len(prompts)

@@ -21,6 +21,7 @@ from tasks.tracking import (
     LOGGED,
     STAGE_KEY,
     Away,
+    NotLetIn,
     experiment,
     find_run,
     log_snapshot,
@@ -75,7 +76,7 @@ class Spool:
                     check(ledger, self._fence)
                     carry(client, run_id, [one for one in self._waiting if one.step not in there])
                 self._waiting, self.is_away, pause = [], False, CARRY_S
-            except Away:
+            except (Away, NotLetIn):
                 self.is_away, pause = True, min(max(2 * pause, CARRY_S), LONGEST_S)
             except Fenced:  # the training itself will notice
                 return

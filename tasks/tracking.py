@@ -9,6 +9,7 @@ import re
 import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import requests
@@ -22,10 +23,13 @@ from mlflow.protos.databricks_pb2 import (
     TEMPORARILY_UNAVAILABLE,
     ErrorCode,
 )
+from sqlalchemy import make_url
 from sqlalchemy.exc import OperationalError
 
+from schemas.base import BadInput
 from schemas.snapshot import Snapshot
 from schemas.stage import StageSpec
+from sdft.process import exclusive
 from tasks.console import shown_address
 from tasks.failures import RunFailed
 from tasks.home import Home
@@ -39,26 +43,46 @@ logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it says
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # every retry; Away says it
 _UNANSWERED = re.compile(r"^API request to .* failed with (timeout |)exception|error code 5\d\d")
 """How MLflow's client says that there is no server, or none behind its proxy."""
+_NOT_LET_IN = re.compile(r"error code 40[13]\b")
 
 
 class Away(RunFailed):
     """MLflow cannot be reached; what it lacks can be brought later from the files."""
 
 
+class NotLetIn(BadInput):
+    """MLflow wants another name or password."""
+
+
 @contextmanager
 def reaching(home: Home) -> Generator[None]:
-    """Turn an outage of MLflow into Away, after its client's own retries; other errors pass."""
+    """Turn an outage of MLflow into Away, after its client's own retries, a wrong password into
+    NotLetIn; other errors pass."""
     try:
         yield
     except (MlflowException, requests.RequestException, OperationalError) as error:
-        if not _is_outage(error):
+        if (problem := told(error, home.tracking_uri)) is None:
             raise
-        where = shown_address(home.tracking_uri)
-        why = f"{where}: {problem}" if (problem := _said_by_sqlite(error)) else where
-        raise Away(f"MLflow does not answer ({why})") from error
+        raise problem from error
     except OSError as error:  # copying names what is read first, and sometimes nothing
         error.filename = error.filename2 or error.filename or str(home.artifacts)
         raise
+
+
+def told(error: Exception, uri: str) -> Away | NotLetIn | None:
+    """What an error means that MLflow's client raised, for people; None where it is no outage."""
+    where = shown_address(uri)
+    if isinstance(error, MlflowException) and _NOT_LET_IN.search(str(error)):
+        return NotLetIn(
+            f"MLflow ({where}) does not let you in; set MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD"
+        )
+    if not isinstance(error, MlflowException | requests.RequestException | OperationalError):
+        return None
+    if not _is_outage(error):
+        return None
+    why = f"{where}: {problem}" if (problem := _said_by_sqlite(error)) else where
+    return Away(f"MLflow does not answer ({why})")
 
 
 def _is_outage(error: Exception) -> bool:
@@ -82,8 +106,17 @@ def _said_by_sqlite(error: BaseException | None) -> str | None:
     return None
 
 
+@cache
+def _make_tables(uri: str) -> None:
+    """Let one process at a time make MLflow's SQLite tables: two at once break its migrations."""
+    if uri.startswith("sqlite:") and (file := make_url(uri).database):
+        with exclusive(Path(file).parent):
+            MlflowClient(uri, uri)
+
+
 def open_client(home: Home) -> MlflowClient:
     """A client for this home's tracking store and registry."""
+    _make_tables(home.tracking_uri)
     return MlflowClient(tracking_uri=home.tracking_uri, registry_uri=home.tracking_uri)
 
 

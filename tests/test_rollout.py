@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sdft.model import LanguageModel, load_model
+from sdft.packing import packed_linears
 from sdft.rollout import Sampling, generate
 from sdft.scoring import completion_hidden
 
@@ -98,3 +99,21 @@ def test_hidden_rows_are_those_that_predict_the_completion(lm: LanguageModel) ->
             row += len(answer)
         skipped = completion_hidden(lm.model, prompts, answers, skip=1)
     assert len(skipped) == sum(len(answer) - 1 for answer in answers)
+
+
+def test_packed_linear_layers_give_the_same_and_are_gone_afterwards(lm: LanguageModel) -> None:
+    prompt = torch.tensor([ids(lm, ["hello"])[0]])
+    before = generate(lm, ids(lm, PROMPTS), Sampling(8))
+    with torch.no_grad():
+        plain = lm.model(prompt).logits
+        with packed_linears(lm.model):
+            assert any("forward" in vars(module) for module in lm.model.modules())
+            packed = lm.model(prompt).logits
+        with pytest.raises(KeyError), packed_linears(lm.model):
+            raise KeyError
+        assert not any("forward" in vars(module) for module in lm.model.modules())
+        lm.model.get_output_embeddings().weight.mul_(-1)  # what is packed is never an old weight
+        assert generate(lm, ids(lm, PROMPTS), Sampling(8)) != before
+        lm.model.get_output_embeddings().weight.mul_(-1)
+    torch.testing.assert_close(packed, plain)
+    assert generate(lm, ids(lm, PROMPTS), Sampling(8)) == before

@@ -1,0 +1,282 @@
+"""A step of ours beside a step of TRL's SDFTTrainer: time and working memory.
+
+    pip install -c constraints.txt '.[bench]'
+    python benchmarks/peer.py --model pocket
+    python examples/smollm2/fetch_model.py && python benchmarks/peer.py --model smollm2
+
+Same model, prompts, demonstrations and teacher prompts; one rollout a prompt, forward KL over the
+full vocabulary, a frozen teacher, AdamW in fp32. The arms take turns, each round in a process of
+its own, since memory that one has touched stays with its process. Working memory is the peak of a
+step beyond weights, gradients and optimizer state, which both need. The last line is JSON.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).parent.parent
+TEMPLATE = "{prompt}\n\nExample response:\n{demonstration}\n\nNow answer the request."
+RATE = 1e-6
+"""So low that every step is like the first one."""
+CASES = {
+    "pocket": {
+        "skill": "examples/quickstart/skills/courier/train.jsonl",
+        "prompts": 32,
+        "tokens": 28,
+    },
+    "smollm2": {
+        "skill": "examples/smollm2/skills/toolcall/train.jsonl",
+        "prompts": 16,
+        "tokens": 48,
+    },
+}
+ARMS = ("ours", "peer", "peer-checkpointing")
+
+
+class Memory:
+    """The process's resident memory, looked at every few milliseconds."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self.base = 0
+        self.peak = 0
+
+    def now(self) -> int:
+        return self._process.memory_info().rss
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """The peak of what happens inside."""
+        ended = threading.Event()
+
+        def look() -> None:
+            while not ended.wait(0.003):
+                self.peak = max(self.peak, self.now())
+
+        watcher = threading.Thread(target=look, daemon=True)
+        watcher.start()
+        yield
+        ended.set()
+        watcher.join()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="A step beside the peer's.")
+    parser.add_argument("--model", choices=CASES, default="pocket")
+    parser.add_argument("--steps", type=int, default=4, help="measured steps a round, after one")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--arm", choices=ARMS, help="used by itself: one round of one arm")
+    arguments = parser.parse_args()
+    if arguments.arm:
+        arm = run_ours if arguments.arm == "ours" else run_peer
+        print(json.dumps(arm(arguments)))
+        return
+    found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
+    for _ in range(arguments.rounds):
+        for arm in ARMS:
+            found[arm].append(one_round(arm, arguments))
+            print(f"{arm:20}{shown(found[arm][-1])}", flush=True)
+    report(found, arguments)
+
+
+def one_round(arm: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--arm", arm, "--model", arguments.model]
+    command += ["--steps", str(arguments.steps)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{arm} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def shown(one: dict[str, Any]) -> str:
+    rate = one["tokens"] / one["step_s"]
+    return (
+        f"{one['step_s']:7.2f} s a step   {one['tokens']:6.0f} tokens sampled   "
+        f"{rate:7.1f} tokens/s   {one['working_bytes'] / 2**20:7.0f} MiB working memory"
+    )
+
+
+def report(found: dict[str, list[dict[str, Any]]], arguments: argparse.Namespace) -> None:
+    def middle(arm: str, field: str) -> float:
+        return statistics.median(one[field] for one in found[arm])
+
+    print()
+    for arm in ARMS:
+        fields = ("step_s", "tokens", "working_bytes")
+        print(f"{arm:20}{shown({field: middle(arm, field) for field in fields})}")
+    ratios = {
+        f"{name}_ratio": round(middle(arm, field) / middle("ours", field), 2)
+        for name, field, arm in [
+            ("time", "step_s", "peer"),
+            ("memory", "working_bytes", "peer"),
+            ("time_checkpointing", "step_s", "peer-checkpointing"),
+            ("memory_checkpointing", "working_bytes", "peer-checkpointing"),
+        ]
+    }
+    print(json.dumps({"model": arguments.model, **ratios}))
+
+
+def rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    case = CASES[arguments.model]
+    lines = (ROOT / str(case["skill"])).read_text().splitlines()
+    return [json.loads(line) for line in lines][: (arguments.steps + 1) * int(case["prompts"])]
+
+
+def model_dir(name: str, folder: Path) -> Path:
+    if name == "pocket":
+        return ROOT / "examples" / "quickstart" / "pocket"
+    from sdft.modelfiles import convert_gguf
+
+    [file] = (ROOT / "examples" / "smollm2" / "model").glob("*.gguf")
+    convert_gguf(file, folder / "model")
+    return folder / "model"
+
+
+def result(memory: Memory, seconds: list[float], tokens: list[float], weights: int) -> dict:
+    """Of the measured steps; gradients and two moments of AdamW are as large as the weights."""
+    return {
+        "step_s": statistics.median(seconds[1:]),
+        "tokens": statistics.mean(tokens[1:]),
+        "working_bytes": memory.peak - memory.base - 3 * weights,
+    }
+
+
+def run_ours(arguments: argparse.Namespace) -> dict[str, Any]:
+    from schemas.settings import RuntimeSettings, TrainingSettings
+    from schemas.stage import StageSpec
+    from sdft import train as trainer
+    from sdft.data import data_hash, train_table, write_table
+    from sdft.process import Stop
+    from sdft.stagelog import read_metrics
+
+    case, memory = CASES[arguments.model], Memory()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        parent = model_dir(arguments.model, folder)
+        table = train_table(rows(arguments))
+        write_table(table, folder / "train.parquet")
+        spec = StageSpec(
+            skill="skill",
+            parent_dir=str(parent),
+            parent_hash="p",
+            train_file=str(folder / "train.parquet"),
+            data_hash=data_hash(table),
+            seed=0,
+            training=TrainingSettings(
+                epochs=1,
+                prompts_per_step=int(case["prompts"]),
+                learning_rate=RATE,
+                warmup_steps=0,
+                max_new_tokens=int(case["tokens"]),
+                teacher_template=TEMPLATE,
+            ),
+            runtime=RuntimeSettings(),
+        )
+        loaded: list[Any] = []
+        noting(trainer, "Teacher", memory, loaded)
+        (folder / "stage").mkdir()
+        finish = trainer.finish_stage
+        with memory.watched():
+            trainer.finish_stage = lambda *_: None  # the step is measured, not the saving
+            trainer.train(spec, folder / "stage", Stop())
+            trainer.finish_stage = finish
+        lines = [line.metrics for line in read_metrics(folder / "stage" / "metrics.jsonl")]
+    tokens = [line["completion_tokens"] * int(case["prompts"]) for line in lines]
+    seconds = [count / line["tokens_per_s"] for count, line in zip(tokens, lines, strict=True)]
+    return result(memory, seconds, tokens, loaded[0])
+
+
+def noting(trainer: Any, name: str, memory: Memory, loaded: list[int]) -> None:
+    """Have the memory looked at when student and teacher are there, and nothing else yet."""
+    real: Callable[..., Any] = getattr(trainer, name)
+
+    def made(student: Any, settings: Any) -> Any:
+        teacher = real(student, settings)
+        memory.base = memory.peak = memory.now()
+        loaded.append(sum(one.numel() * one.element_size() for one in student.parameters()))
+        return teacher
+
+    setattr(trainer, name, made)
+
+
+def run_peer(arguments: argparse.Namespace) -> dict[str, Any]:
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl.experimental.sdft import SDFTConfig, SDFTTrainer
+
+    case, memory = CASES[arguments.model], Memory()
+    os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
+    seconds: list[float] = []
+    tokens: list[float] = []
+
+    class Watch(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            memory.base = memory.peak = memory.now()
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            seconds.append(-time.monotonic())
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            seconds[-1] += time.monotonic()
+
+        def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
+            if "completions/mean_length" in logs:
+                tokens.append(logs["completions/mean_length"] * int(case["prompts"]))
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config = SDFTConfig(
+            output_dir=str(folder / "out"),
+            per_device_train_batch_size=int(case["prompts"]),
+            num_generations=1,
+            max_completion_length=int(case["tokens"]),
+            max_prompt_length=None,
+            distillation_mode="full_logits",
+            distillation_alpha=0.0,  # forward KL
+            teacher_model_kind="base",
+            teacher_prompt_template=TEMPLATE.replace("demonstration", "privileged_context"),
+            learning_rate=RATE,
+            max_steps=arguments.steps + 1,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=arguments.arm == "peer-checkpointing",
+            seed=0,
+        )
+        data = [
+            {
+                "prompt": row["prompt"]
+                if isinstance(row["prompt"], list)
+                else [{"role": "user", "content": row["prompt"]}],
+                "privileged_context": row["response"],
+            }
+            for row in rows(arguments)
+        ]
+        trainer = SDFTTrainer(
+            model=str(model_dir(arguments.model, folder)),
+            args=config,
+            train_dataset=Dataset.from_list(data),
+            callbacks=[Watch()],
+        )
+        weights = sum(one.numel() * one.element_size() for one in trainer.model.parameters())
+        with memory.watched():
+            trainer.train()
+    return result(memory, seconds, tokens, weights)
+
+
+if __name__ == "__main__":
+    main()
