@@ -17,9 +17,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from conftest import make_tokenizer, train_rows
+from conftest import make_tokenizer, save_tiny_model, tiny_llama, train_rows
 from mlflow import MlflowClient
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from schemas.settings import RuntimeSettings, TrainingSettings
 from schemas.stage import StageSpec
@@ -44,22 +43,21 @@ def main() -> None:
 
 
 def checkpoint_share(folder: Path, steps: int) -> None:
-    tokenizer = make_tokenizer()
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+    config = tiny_llama(make_tokenizer())
+    config.update(
+        {
+            "vocab_size": 49152,
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "head_dim": 64,
+            "max_position_embeddings": 2048,
+            "initializer_range": 0.02,
+        }
     )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    save_tiny_model(folder / "model", config)
     rows = train_table(train_rows(4 * steps))
     write_table(rows, folder / "train.parquet")
     spec = StageSpec(

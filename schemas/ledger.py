@@ -2,8 +2,7 @@
 
 from typing import Literal
 
-from schemas.base import Contract
-from schemas.digest import digest_json
+from schemas.base import Contract, Sealed
 
 Kind = Literal[
     "registered", "verdict", "promoted", "refused", "rolled back", "overridden", "repaired"
@@ -40,7 +39,7 @@ class Draft(Contract):
     reason: str = ""
 
 
-class Entry(Draft):
+class Entry(Draft, Sealed):
     """One line of the ledger, sealed by its own hash and tied to the line before."""
 
     seq: int
@@ -50,12 +49,6 @@ class Entry(Draft):
     host: str
     code_version: str
     previous: str
-    hash: str
-
-    @property
-    def sealed(self) -> str:
-        """What `hash` must be: sha256 over everything else in the entry."""
-        return digest_json(self.model_dump(exclude={"hash"}))
 
 
 class Champion(Contract):

@@ -1,10 +1,6 @@
 """The registry's aliases and verdict tags as a mirror of the ledger: set, compared, put right."""
 
-from collections.abc import Callable
-from typing import TypeVar
-
 from mlflow import MlflowClient
-from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import (
     BAD_REQUEST,
@@ -12,16 +8,14 @@ from mlflow.protos.databricks_pb2 import (
     RESOURCE_DOES_NOT_EXIST,
     ErrorCode,
 )
-from mlflow.store.entities.paged_list import PagedList
 
 from schemas.base import BadInput
 from schemas.ledger import Draft, Entry
 from sdft.chain import champions
 from tasks.home import Home
 from tasks.ledger import Ledger
-from tasks.tracking import VERDICT_TAG, open_client
+from tasks.tracking import VERDICT_TAG, all_versions, open_client
 
-Found = TypeVar("Found")
 _NOT_THERE = (
     ErrorCode.Name(RESOURCE_DOES_NOT_EXIST),  # no such model
     ErrorCode.Name(INVALID_PARAMETER_VALUE),  # no such alias
@@ -100,23 +94,6 @@ def _settable(client: MlflowClient, name: str, entries: list[Entry]) -> dict[str
 def versions_of(client: MlflowClient, name: str) -> set[str]:
     """The versions that the registry has of a name."""
     return {str(one.version) for one in all_versions(client, name)}
-
-
-def all_versions(client: MlflowClient, name: str) -> list[ModelVersion]:
-    """The versions that the registry has of a name, in no order."""
-    return all_pages(
-        lambda token: client.search_model_versions(f"name = '{name}'", page_token=token)
-    )
-
-
-def all_pages(search: Callable[[str | None], PagedList[Found]]) -> list[Found]:
-    """Everything that a search of MLflow finds, which gives its results page by page."""
-    page = search(None)
-    found = [*page]
-    while page.token:
-        page = search(page.token)
-        found += page
-    return found
 
 
 def drift(client: MlflowClient, name: str, entries: list[Entry]) -> list[str]:

@@ -14,11 +14,10 @@ from schemas.snapshot import Snapshot
 from schemas.stage import StageRecord
 from sdft.cells import CELL
 from sdft.record import RECORD
-from tasks.aliases import all_pages
 from tasks.home import Home
 from tasks.leases import holders
 from tasks.ledger import Ledger
-from tasks.tracking import STAGE_KEY, open_client
+from tasks.tracking import STAGE_KEY, all_pages, open_client
 from tasks.validation import SNAPSHOT
 
 Document = TypeVar("Document", bound=Contract)

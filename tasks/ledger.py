@@ -248,7 +248,7 @@ def _verdict(connection: Connection, draft: Draft) -> str | None:
 
 
 def _seal(draft: Draft, seq: int, previous: str) -> Entry:
-    open_entry = Entry(
+    return Entry(
         **draft.model_dump(),
         seq=seq,
         time=datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -256,9 +256,7 @@ def _seal(draft: Draft, seq: int, previous: str) -> Entry:
         host=platform.node(),
         code_version=code_version(),
         previous=previous,
-        hash="",
-    )
-    return open_entry.model_copy(update={"hash": open_entry.sealed})
+    ).seal()
 
 
 def who() -> str:

@@ -1,9 +1,8 @@
 """Everything that is registered, for `sdft status`."""
 
 from schemas.base import Contract
-from tasks.aliases import all_pages, all_versions
 from tasks.home import Home
-from tasks.tracking import VERDICT_TAG, open_client
+from tasks.tracking import VERDICT_TAG, all_pages, all_versions, open_client
 
 
 class RegisteredVersion(Contract):

@@ -7,10 +7,11 @@ import json
 import logging
 import re
 import sqlite3
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import requests
 from mlflow import MlflowClient
@@ -23,6 +24,7 @@ from mlflow.protos.databricks_pb2 import (
     TEMPORARILY_UNAVAILABLE,
     ErrorCode,
 )
+from mlflow.store.entities.paged_list import PagedList
 from sqlalchemy import make_url
 from sqlalchemy.exc import OperationalError
 
@@ -34,6 +36,7 @@ from tasks.console import shown_address
 from tasks.failures import RunFailed
 from tasks.home import Home
 
+Found = TypeVar("Found")
 STAGE_KEY = "sdft.stage_key"
 LOGGED = "sdft.logged"
 VERDICT_TAG = "sdft.verdict"
@@ -118,6 +121,23 @@ def open_client(home: Home) -> MlflowClient:
     """A client for this home's tracking store and registry."""
     _make_tables(home.tracking_uri)
     return MlflowClient(tracking_uri=home.tracking_uri, registry_uri=home.tracking_uri)
+
+
+def all_versions(client: MlflowClient, name: str) -> list[ModelVersion]:
+    """The versions that the registry has of a name, in no order."""
+    return all_pages(
+        lambda token: client.search_model_versions(f"name = '{name}'", page_token=token)
+    )
+
+
+def all_pages(search: Callable[[str | None], PagedList[Found]]) -> list[Found]:
+    """Everything that a search of MLflow finds, which gives its results page by page."""
+    page = search(None)
+    found = [*page]
+    while page.token:
+        page = search(page.token)
+        found += page
+    return found
 
 
 def experiment(client: MlflowClient, home: Home, name: str) -> str:

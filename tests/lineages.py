@@ -28,9 +28,8 @@ class Chain:
             host="trainer-2",
             code_version="0.1.0+3f9c2a77d1e0",
             previous=self.entries[-1].hash if self.entries else GENESIS,
-            hash="",
         )
-        self.entries.append(entry.model_copy(update={"hash": entry.sealed}))
+        self.entries.append(entry.seal())
 
 
 def sha(text: str) -> str:

@@ -97,9 +97,7 @@ def test_every_changed_field_breaks_the_chain(data: st.DataObject) -> None:
 
 def entry_of(draft: Draft) -> Entry:
     rest = {"time": "t", "who": "me", "host": "h", "code_version": "c", "previous": "0" * 64}
-    place = {"epoch": 1, "seq": 1, "hash": ""}
-    open_entry = Entry.model_validate(draft.model_dump() | rest | place)
-    return open_entry.model_copy(update={"hash": open_entry.sealed})
+    return Entry.model_validate(draft.model_dump() | rest | {"epoch": 1, "seq": 1}).seal()
 
 
 HISTORIES = {

@@ -11,12 +11,11 @@ from typer.testing import CliRunner, Result
 from flows import cli
 from schemas.base import BadInput
 from schemas.curriculum import Curriculum, DataSource, Skill, load_curriculum
-from tasks.aliases import all_pages
 from tasks.lineage import row_hashes
 from tasks.replay import curriculum_without
 from tasks.reporting import CURRICULUM, LATEST
 from tasks.status import registry_status
-from tasks.tracking import experiment
+from tasks.tracking import all_pages, experiment
 
 pytestmark = pytest.mark.slow
 

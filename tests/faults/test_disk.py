@@ -26,9 +26,9 @@ from sdft.checkpoint import Manifest
 from sdft.modelfiles import all_files
 from sdft.record import verified_record
 from sdft.stagelog import METRICS, ROLLOUTS
-from tasks.aliases import all_versions
 from tasks.ledger import Ledger
 from tasks.proof import prove
+from tasks.tracking import all_versions
 from tasks.validation import verified_snapshot
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]

@@ -24,10 +24,10 @@ from sdft.model import load_model
 from sdft.record import RECORD, verified_record
 from sdft.stagelog import METRICS, ROLLOUTS, read_metrics
 from sdft.teacher import Teacher
-from tasks.aliases import all_versions
 from tasks.home import Home
 from tasks.proof import prove
 from tasks.stagefiles import INPUTS, SPEC, StageInputs, finished_dir
+from tasks.tracking import all_versions
 from tasks.training import _fetch
 from tasks.validation import SNAPSHOT, verified_snapshot
 

@@ -17,9 +17,10 @@ from learning import EVERY, SKILLS, STEPS, Learning, Point
 from sdft.chain import first_break
 from sdft.process import is_locked
 from sdft.stagelog import METRICS, read_metrics
-from tasks.aliases import alias_version, all_versions, drift
+from tasks.aliases import alias_version, drift
 from tasks.ledger import Ledger
 from tasks.proof import prove
+from tasks.tracking import all_versions
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 

@@ -30,14 +30,13 @@ from mlflow.entities import Run
 from schemas.curriculum import load_curriculum
 from sdft.files import PARTIAL
 from sdft.stagelog import METRICS, read_metrics
-from tasks.aliases import all_versions
 from tasks.children import ATTEMPTS
 from tasks.home import Home
 from tasks.leases import holders
 from tasks.ledger import Ledger
 from tasks.reconciling import GONE
 from tasks.stageruns import CARRY_S, ENDED, Spool
-from tasks.tracking import STAGE_KEY, Away
+from tasks.tracking import STAGE_KEY, Away, all_versions
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 

@@ -15,9 +15,9 @@ from learning import SKILLS, STEPS, Learning
 
 from sdft.chain import first_break
 from sdft.stagelog import METRICS, read_metrics
-from tasks.aliases import all_versions
 from tasks.children import ATTEMPTS
 from tasks.ledger import Ledger
+from tasks.tracking import all_versions
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 ROUNDS = 10
