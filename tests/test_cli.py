@@ -13,7 +13,7 @@ import yaml
 from conftest import save_tiny_model
 from test_learn import write_curriculum
 
-SDFT = [sys.executable, "-c", "from flows.cli import main; main()"]
+SDFT = [sys.executable, "-c", "from flows.start import main; main()"]
 IN_A_TERMINAL = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
 """Where the tests run in the background, a shell has made them ignore Ctrl-C."""
 
@@ -108,3 +108,20 @@ def test_ctrl_c_saves_and_the_same_command_finishes(tmp_path: Path) -> None:
     assert "refuse" in status.stdout
     assert "candidate" in status.stdout
     assert run("matrix", "other", cwd=tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize("after_s", [0.15, 0.3, 0.45, 0.6])
+def test_ctrl_c_while_it_starts_is_no_traceback(after_s: float, tmp_path: Path) -> None:
+    write_curriculum(tmp_path, ["alpha"])
+    began = IN_A_TERMINAL + "print('began', flush=True);"
+    command = [sys.executable, "-c", began + SDFT[2], "plan", "curriculum.yaml"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(after_s)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
