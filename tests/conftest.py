@@ -33,6 +33,14 @@ CHAT_TEMPLATE = (
 )
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the tables that tests recorded, also in processes of their own."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name == "table":
+                terminalreporter.write_line(f"\n{value}")
+
+
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte, and the four special ones."""
     specials = ["<pad>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]

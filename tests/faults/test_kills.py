@@ -8,6 +8,7 @@ the byte, what an undisturbed run makes.
 import re
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,10 @@ def undisturbed(prefect_server: Any, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.mark.parametrize("chain", CHAINS)
 def test_whatever_is_killed_the_same_command_goes_on(
-    undisturbed: dict[str, str], tmp_path: Path, chain: str, capsys: pytest.CaptureFixture[str]
+    undisturbed: dict[str, str],
+    tmp_path: Path,
+    chain: str,
+    record_property: Callable[[str, object], None],
 ) -> None:
     place, points = Learning(tmp_path), CHAINS[chain]
     table = [f"{'killed before':<72} steps done  lost"]
@@ -125,8 +129,7 @@ def test_whatever_is_killed_the_same_command_goes_on(
     assert code == 0, place.output
     assert place.hashes() == undisturbed
     check(place)
-    with capsys.disabled():
-        print("\n".join(["", *table]))
+    record_property("table", "\n".join(table))
 
 
 def progress(place: Learning) -> dict[str, tuple[int, int]]:
