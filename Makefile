@@ -1,6 +1,8 @@
 # Every target does its own set-up; nothing but Python 3.11+ and make is needed.
+# Tests run in two processes of one thread each: more threads than cores wait for each other.
 PYTHON ?= python3
 BIN := .venv/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .PHONY: setup run run-smollm2 test test-fast test-faults lint bench clean
 
@@ -18,13 +20,13 @@ run-smollm2: setup
 	$(BIN)/sdft learn examples/smollm2/curriculum.yaml
 
 test: setup
-	$(BIN)/python -m pytest -m 'not faults'
+	$(PYTEST) -m 'not faults'
 
 test-fast: setup
-	$(BIN)/python -m pytest -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 test-faults: setup
-	$(BIN)/python -m pytest -n 2 tests/faults
+	$(PYTEST) tests/faults
 
 lint: setup
 	$(BIN)/ruff check .

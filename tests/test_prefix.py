@@ -38,6 +38,7 @@ def test_what_is_shared(prompts: list[list[int]], expected: list[int]) -> None:
 
 def test_hidden_states_and_gradients_are_those_without_it(lm: LanguageModel) -> None:
     """Two passes use the prefix; it is gone through, forward and backward, once."""
+    lm.model.double()
 
     def gradients(prefix: Prefix | None) -> tuple[Tensor, list[Tensor]]:
         lm.model.zero_grad()
@@ -54,10 +55,10 @@ def test_hidden_states_and_gradients_are_those_without_it(lm: LanguageModel) -> 
 
     plain_RD, plain = gradients(None)
     shared_RD, shared = gradients(Prefix(lm.model, BEGINS))
-    torch.testing.assert_close(shared_RD, plain_RD, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(shared_RD, plain_RD, rtol=1e-9, atol=1e-9)
     assert len(shared) == len(plain)
     for mine, theirs in zip(shared, plain, strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
 
 
 def test_samples_are_those_without_it(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
