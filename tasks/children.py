@@ -22,6 +22,8 @@ from tasks.failures import RunFailed
 POLL_S = 0.2
 GRACE_S = 60.0
 """How long a child may take to write its checkpoint after SIGTERM."""
+OUT_OF_MEMORY = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS)
+"""How a program ends that the kernel chose, or whose native code got no memory."""
 FULL_BYTES = 2**20
 """A disk with less free space counts as full."""
 ATTEMPTS = "attempts.jsonl"
@@ -134,7 +136,7 @@ def _how(code: int, output: str) -> tuple[Outcome, str]:
     if code == EXIT_STOPPED:
         return "stopped", "was stopped by a signal and has saved its state"
     if code < 0:
-        hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+        hint = " (out of memory?)" if -code in OUT_OF_MEMORY else ""
         return "killed", f"was killed by {signal.Signals(-code).name}{hint}"
     return "failed", f"failed: {said}" if said else f"ended with exit code {code}"
 
