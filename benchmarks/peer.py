@@ -19,12 +19,16 @@ import sys
 import tempfile
 import threading
 import time
+import timeit
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
+from torch import nn
 
 ROOT = Path(__file__).parent.parent
 TEMPLATE = "{prompt}\n\nExample response:\n{demonstration}\n\nNow answer the request."
@@ -112,6 +116,9 @@ def report(found: dict[str, list[dict[str, Any]]], arguments: argparse.Namespace
     def middle(arm: str, field: str) -> float:
         return statistics.median(one[field] for one in found[arm])
 
+    print("\nours, a step; then this machine")
+    for name in found["ours"][0]["where"]:
+        print(f"{name:20}{statistics.median(one['where'][name] for one in found['ours']):7.2f}")
     print()
     for arm in ARMS:
         fields = ("step_s", "tokens", "working_bytes")
@@ -186,16 +193,84 @@ def run_ours(arguments: argparse.Namespace) -> dict[str, Any]:
         )
         loaded: list[Any] = []
         noting(trainer, "Teacher", memory, loaded)
+        spent = Spent()
         (folder / "stage").mkdir()
-        finish = trainer.finish_stage
         with memory.watched():
             trainer.finish_stage = lambda *_: None  # the step is measured, not the saving
             trainer.train(spec, folder / "stage", Stop())
-            trainer.finish_stage = finish
         lines = [line.metrics for line in read_metrics(folder / "stage" / "metrics.jsonl")]
     tokens = [line["completion_tokens"] * int(case["prompts"]) for line in lines]
     seconds = [count / line["tokens_per_s"] for count, line in zip(tokens, lines, strict=True)]
-    return result(memory, seconds, tokens, loaded[0])
+    found = result(memory, seconds, tokens, loaded[0])
+    return {**found, "where": {**spent.a_step(len(lines)), **machine()}}
+
+
+class Spent:
+    """Where the time of our steps goes, and what they compute, by functions of the trainer."""
+
+    def __init__(self) -> None:
+        from sdft import gradient
+        from sdft import train as trainer
+
+        self._seconds: Counter[str] = Counter()
+        self._tflop = 0.0
+        self._watch(trainer, "generate", lambda: "sampling")
+        self._watch(gradient.StepGradient, "add", lambda: "teacher, student and loss")
+        grad = torch.is_grad_enabled
+        self._watch(gradient, "completion_hidden", lambda: "student" if grad() else "teacher")
+        self._watch(gradient, "row_loss", lambda: "loss")
+
+    def _watch(self, owner: Any, name: str, part: Callable[[], str]) -> None:
+        real = getattr(owner, name)
+
+        def watched(*args: Any) -> Any:
+            label, began = part(), time.perf_counter()
+            made = real(*args)
+            self._seconds[label] += time.perf_counter() - began
+            if name == "completion_hidden":
+                model, prompts, completions, _, prefix = args
+                passed = sum(map(len, [*prompts, *completions])) - len(prompts) * len(prefix.tokens)
+                head = model.get_output_embeddings().weight.numel()
+                layers = sum(one.numel() for one in model.base_model.parameters()) - head
+                rows = sum(map(len, completions))
+                passes = 3 if label == "student" else 1  # forward, and twice as much backward
+                self._tflop += 2e-12 * passes * (passed * layers + rows * head)
+            return made
+
+        setattr(owner, name, watched)
+
+    def a_step(self, steps: int) -> dict[str, float]:
+        parts = self._seconds
+        known = ("teacher", "student", "loss")
+        parts["backward"] = parts.pop("teacher, student and loss") - sum(parts[k] for k in known)
+        shown = {f"{part} s": round(seconds / steps, 2) for part, seconds in parts.items()}
+        return {**shown, "TFLOP of scoring": round(self._tflop / steps, 2)}
+
+
+def machine() -> dict[str, float]:
+    """Throughputs of this machine: products of 1,024 rows with SmolLM2's matrices, and reading."""
+    rows, matrix, large = torch.randn(1024, 576), torch.randn(1536, 576), torch.randn(2**27)
+    layout = torch.ops.mkldnn._reorder_linear_weight(matrix, len(rows))
+    few, many = rows[:16], [matrix.clone() for _ in range(150)]  # more than caches hold
+    packed = [torch.ops.mkldnn._reorder_linear_weight(one, 16) for one in many]
+    point = torch.ops.mkldnn._linear_pointwise
+
+    def best_s(work: Callable[[], object]) -> float:
+        return min(timeit.repeat(work, number=1, repeat=10))
+
+    flop = 2e-9 * len(rows) * matrix.numel()
+    weights = 4e-9 * matrix.numel() * len(many)
+    with torch.no_grad():
+        found = {
+            "GFLOP/s linear": flop / best_s(lambda: nn.functional.linear(rows, matrix)),
+            "GFLOP/s packed": flop / best_s(lambda: point(rows, layout, None, "none", [], "")),
+            "GB/s reading": 4e-9 * large.numel() / best_s(large.sum),
+            "GB/s 16 rows": weights
+            / best_s(lambda: [nn.functional.linear(few, one) for one in many]),
+            "GB/s 16 rows packed": weights
+            / best_s(lambda: [point(few, one, None, "none", [], "") for one in packed]),
+        }
+    return {name: round(value, 1) for name, value in found.items()}
 
 
 def noting(trainer: Any, name: str, memory: Memory, loaded: list[int]) -> None:

@@ -57,12 +57,10 @@ def main() -> None:
         fail(str(error), USER_ERROR)
     except RunFailed as error:
         fail(str(error), ERROR)
-    except OSError as error:
-        if error.errno not in DISK_TROUBLE:
-            raise
-        where = error.filename2 or error.filename or "while writing"
-        fail(f"{where}: {error.strerror}; {GOES_ON}", ERROR)
-    except Exception as error:
+    except Exception as error:  # MLflow's types take seconds to import; what is not told goes on
+        if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
+            where = error.filename2 or error.filename or "while writing"
+            fail(f"{where}: {error.strerror}; {GOES_ON}", ERROR)
         tracking = sys.modules.get("tasks.tracking")  # who asks MLflow for nothing lacks it
         uri = os.environ.get("MLFLOW_TRACKING_URI", "in this home")
         if tracking is None or (problem := tracking.told(error, uri)) is None:

@@ -82,7 +82,7 @@ def token_score(targets_R: Tensor) -> RowScore:
         targets_C1 = targets_R[rows, None]
         loss_C = -log_q_CV.gather(-1, targets_C1).squeeze(-1)
         one = torch.ones_like(targets_C1, dtype=log_q_CV.dtype)
-        return loss_C, log_q_CV.exp().scatter_add(-1, targets_C1, -one)
+        return loss_C, log_q_CV.exp().scatter_add_(-1, targets_C1, -one)
 
     return score
 

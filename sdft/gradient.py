@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from schemas.settings import TrainingSettings
 from schemas.stage import StageSpec
 from sdft.divergence import RowScore, row_loss, teacher_score, token_score
 from sdft.model import LanguageModel
@@ -47,13 +46,10 @@ class StepGradient:
         spec: StageSpec,
     ) -> None:
         self._lm, self._teacher = lm, teacher
-        self._settings: TrainingSettings = spec.training
+        self._settings = spec.training
         self._budget = spec.runtime.micro_batch_tokens or DEFAULT_TOKENS[lm.device.type]
-        self._student_begins: list[int] = []
-        self._teacher_begins: list[int] = []
-        if lm.shares_prefixes:
-            self._student_begins = shared_prefix([one.student_prompt for one in examples])
-            self._teacher_begins = shared_prefix([one.teacher_prompt for one in examples])
+        self._student_begins = shared_prefix(lm.model, [one.student_prompt for one in examples])
+        self._teacher_begins = shared_prefix(lm.model, [one.teacher_prompt for one in examples])
         self._teacher_prefix: Prefix | None = None
 
     def add(
@@ -62,20 +58,21 @@ class StepGradient:
         """Add a step's gradient, in smaller parts where memory runs out.
 
         Returns each sequence's divergence, and the step's divergence and student entropy in nats a
-        token. Raises StageFailed when a single sequence is too much.
+        token with the number of tokens that they are of. Raises StageFailed when a single sequence
+        is too much.
         """
         while True:
             try:
                 return self._add(chosen, answers)
             except torch.OutOfMemoryError as error:
-                longest = max(len(one.student_prompt) for one in chosen)
-                if self._budget <= longest:
+                lengths = list(map(_length, chosen, answers))
+                if self._budget <= max(lengths):
                     raise StageFailed(
                         f"a single sequence does not fit into the device's memory ({error}); lower "
                         "training.max_new_tokens or shorten the prompts"
                     ) from None
             self._lm.model.zero_grad(set_to_none=True)
-            self._budget //= 2
+            self._budget = min(self._budget, sum(lengths)) // 2
             print(f"out of memory: goes on with {self._budget} tokens at a time", flush=True)
 
     def _add(
@@ -86,12 +83,10 @@ class StepGradient:
         counted = [index for index, count in enumerate(rows) if count]
         losses, entropy = [0.0] * len(chosen), 0.0
         if not counted:  # every completion is shorter than `skip`: nothing to learn in this step
-            return losses, {"divergence": 0.0, "entropy": 0.0}
+            return losses, {"divergence": 0.0, "entropy": 0.0, "loss_tokens": 0}
         self._pass_teacher_prefix()
         prefix = Prefix(self._lm.model, self._student_begins)
-        lengths = [
-            len(chosen[index].student_prompt) + len(answers[index].tokens) for index in counted
-        ]
+        lengths = [_length(chosen[index], answers[index]) for index in counted]
         for part in micro_batches(lengths, self._budget):
             indices = [counted[place] for place in part]
             examples = [chosen[index] for index in indices]
@@ -107,7 +102,8 @@ class StepGradient:
                 losses[index] = one.mean().item()
             entropy += (entropy_R * weight_R).sum().item()
         prefix.backward()
-        return losses, {"divergence": sum(losses) / len(counted), "entropy": entropy}
+        divergence = sum(losses) / len(counted)
+        return losses, {"divergence": divergence, "entropy": entropy, "loss_tokens": sum(rows)}
 
     @torch.no_grad()
     def _pass_teacher_prefix(self) -> None:
@@ -128,3 +124,7 @@ class StepGradient:
             )
         head = self._lm.head(self._teacher.model)
         return teacher_score(settings.divergence, settings.jsd_beta, teacher_RD, head)
+
+
+def _length(example: Example, answer: Completion) -> int:
+    return len(example.student_prompt) + len(answer.tokens)

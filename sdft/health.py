@@ -8,9 +8,8 @@ import math
 from collections import deque
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
-from schemas.settings import TrainingSettings
+from schemas.settings import RuntimeSettings, TrainingSettings
 from schemas.stage import StepMetrics
 
 WINDOW = 5
@@ -33,7 +32,7 @@ class Finding:
     step: int
     message: str
     stops: bool
-    """Whether going on is a waste, or a warning is enough."""
+    """Whether the stage is to end here; otherwise this is a warning."""
 
 
 def artifact_share(completions: Sequence[str]) -> float:
@@ -50,8 +49,9 @@ class Health:
     a divergence near 0 is its aim.
     """
 
-    def __init__(self, training: TrainingSettings) -> None:
+    def __init__(self, training: TrainingSettings, runtime: RuntimeSettings) -> None:
         self._training = training
+        self._may_stop = runtime.health == "stop"
         self._first: list[dict[str, float]] = []
         self._last: deque[dict[str, float]] = deque(maxlen=WINDOW)
         self._said: set[str] = set()
@@ -65,7 +65,10 @@ class Health:
             return []
         found = [(rule, *said) for rule, said in self._rules() if said and rule not in self._said]
         self._said |= {rule for rule, *_ in found}
-        return [Finding(rule, line.step, message, stops) for rule, message, stops in found]
+        return [
+            Finding(rule, line.step, message, stops and self._may_stop)
+            for rule, message, stops in found
+        ]
 
     def _rules(self) -> list[tuple[str, tuple[str, bool] | None]]:
         rules = [("empty loss mask", self._empty())]
@@ -137,7 +140,7 @@ class Health:
             return None
         return (
             f"{share:.0%} of the completions begin as if they had seen the demonstration "
-            f"({', '.join(repr(one) for one in islice(ARTIFACTS, 2))}, ...); set skip_first_tokens "
+            f"({', '.join(map(repr, ARTIFACTS[:2]))}, ...); set skip_first_tokens "
             "to 3 or word teacher_template so that the teacher does not mention it",
             False,
         )

@@ -14,7 +14,6 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from schemas.base import BadInput
 from schemas.templates import Message
 from sdft.modelfiles import check_model_dir
-from sdft.prefix import can_share
 
 
 @dataclass(frozen=True)
@@ -43,8 +42,6 @@ class LanguageModel:
     eos_ids: frozenset[int]
     end_of_turn: int
     max_positions: int
-    shares_prefixes: bool
-    """Whether what prompts begin with can be passed through the model once for all."""
 
     @property
     def device(self) -> torch.device:
@@ -91,7 +88,7 @@ def load_model(directory: Path, device: torch.device) -> LanguageModel:
     model = AutoModelForCausalLM.from_pretrained(
         directory, dtype=torch.float32, local_files_only=True, use_safetensors=True
     )
-    _leave_out_nothing(model)
+    _without_dropout(model)
     model.eval()
     model.to(device)  # pyright: ignore[reportArgumentType] transformers' stub of `to` is wrong
     loaded = LanguageModel(
@@ -100,14 +97,13 @@ def load_model(directory: Path, device: torch.device) -> LanguageModel:
         eos_ids=_eos_ids(model, tokenizer),
         end_of_turn=_end_of_turn(model, tokenizer),
         max_positions=max_positions(model.config),
-        shares_prefixes=can_share(model),
     )
     _check_vocabulary(loaded)
     _check_head(loaded)
     return loaded
 
 
-def _leave_out_nothing(model: PreTrainedModel) -> None:
+def _without_dropout(model: PreTrainedModel) -> None:
     """No dropout: the student that is trained must be the one that sampled and that will answer."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):

@@ -18,9 +18,12 @@ LEAST_TOKENS = 8
 """A shorter prefix saves less than the pass through the model that it needs."""
 
 
-def shared_prefix(prompts: list[list[int]]) -> list[int]:
-    """What all prompts begin with; each keeps at least one token after it. Often empty."""
-    if len(prompts) < 2:
+def shared_prefix(model: PreTrainedModel, prompts: list[list[int]]) -> list[int]:
+    """What all prompts begin with; each keeps at least one token after it.
+
+    Empty where that is little, where there is nobody to share with, and for a model that cannot.
+    """
+    if len(prompts) < 2 or not _can_share(model):
         return []
     common = list(os.path.commonprefix([prompt[:-1] for prompt in prompts]))
     return common if len(common) >= LEAST_TOKENS else []
@@ -60,8 +63,9 @@ class Prefix:
             torch.autograd.backward([made for made, _ in reached], [grad for _, grad in reached])
 
 
-def can_share(model: PreTrainedModel) -> bool:
+def _can_share(model: PreTrainedModel) -> bool:
     """Whether a model keeps plain keys and values of all tokens in every layer."""
-    takes = inspect.signature(model.base_model.forward).parameters
+    if "past_key_values" not in inspect.signature(model.base_model.forward).parameters:
+        return False
     layers = DynamicCache(config=model.config).layers
-    return "past_key_values" in takes and all(type(layer) is DynamicLayer for layer in layers)
+    return all(type(layer) is DynamicLayer for layer in layers)

@@ -54,7 +54,7 @@ def exclusive(directory: Path) -> Generator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"{directory.name}: another process works on it; waiting", flush=True)
+            print(f"{directory.name}: another process works on it; waiting", file=sys.stderr)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -62,7 +62,7 @@ def _decode(
     finite = [True] * len(prompts)
 
     running = list(range(len(prompts)))  # index into `prompts` of each row of the batch
-    shared = shared_prefix(prompts) if lm.shares_prefixes else []
+    shared = shared_prefix(lm.model, prompts)
     cache = Prefix(lm.model, shared).cache(len(prompts))
     ids_BT, mask_BT = _left_padded([prompt[len(shared) :] for prompt in prompts], lm)
     mask_BT = torch.cat([mask_BT.new_ones(len(prompts), len(shared)), mask_BT], dim=-1)

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from schemas.base import BadInput
-from schemas.settings import RuntimeSettings, TrainingSettings
+from schemas.settings import TrainingSettings
 from schemas.stage import StageRecord, StageSpec, StepMetrics
 from schemas.templates import student_messages, teacher_messages
 from sdft.checkpoint import Checkpoints
@@ -58,7 +58,7 @@ def train(spec: StageSpec, directory: Path, stop: Stop) -> StageRecord | None:
     first, known = checkpoints.load()
     print(f"goes on after step {first}", flush=True)
     log = StageLog(directory, known)
-    health = Health(settings)
+    health = Health(settings, runtime)
     for line in log.curve:
         health.look(line)
 
@@ -92,13 +92,10 @@ def train(spec: StageSpec, directory: Path, stop: Stop) -> StageRecord | None:
             "clipped_share": sum(not answer.finished for answer in answers) / len(answers),
             "grad_norm": norm.item(),
             "learning_rate": rate,
-            "loss_tokens": sum(
-                max(0, len(answer.tokens) - settings.skip_first_tokens) for answer in answers
-            ),
             "artifact_share": artifact_share([lm.text(answer.tokens) for answer in answers]),
             "tokens_per_s": tokens / seconds,
         }
-        watch(health, log.step(step + 1, metrics), runtime)
+        line = log.step(step + 1, metrics)
         for example, answer, loss in list(zip(chosen, answers, losses, strict=True))[
             : runtime.rollouts_a_step
         ]:
@@ -111,6 +108,7 @@ def train(spec: StageSpec, directory: Path, stop: Stop) -> StageRecord | None:
                 finished=answer.finished,
                 divergence=loss,
             )
+        watch(health, line, log)
         stopped = stop.requested  # asked once, for it may be set between two looks
         if checkpoints.due(step + 1) or stopped:
             log.flush_rollouts(step + 1)
@@ -122,10 +120,14 @@ def train(spec: StageSpec, directory: Path, stop: Stop) -> StageRecord | None:
     return finish_stage(spec, directory, lm, steps, seconds, checkpoints.seconds)
 
 
-def watch(health: Health, line: StepMetrics, runtime: RuntimeSettings) -> None:
-    """Print what a step shows of the stage's health; raises Unhealthy where it is to stop."""
+def watch(health: Health, line: StepMetrics, log: StageLog) -> None:
+    """Print what a step shows of the stage's health.
+
+    Where it is to stop, writes the rollouts for people to look at and raises Unhealthy.
+    """
     for finding in health.look(line):
-        if finding.stops and runtime.health == "stop":
+        if finding.stops:
+            log.flush_rollouts(line.step)
             raise Unhealthy(
                 f"step {finding.step}: {finding.message} (or set runtime.health to warn)"
             )

@@ -47,6 +47,7 @@ logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # every ret
 _UNANSWERED = re.compile(r"^API request to .* failed with (timeout |)exception|error code 5\d\d")
 """How MLflow's client says that there is no server, or none behind its proxy."""
 _NOT_LET_IN = re.compile(r"error code 40[13]\b")
+"""How MLflow's client says that the server wants another name or password."""
 
 
 class Away(RunFailed):
@@ -73,9 +74,9 @@ def reaching(home: Home) -> Generator[None]:
 
 
 def told(error: Exception, uri: str) -> Away | NotLetIn | None:
-    """What an error means that MLflow's client raised, for people; None where it is no outage."""
+    """What an error of MLflow's client means, for people; None where it is neither of the two."""
     where = shown_address(uri)
-    if isinstance(error, MlflowException) and _NOT_LET_IN.search(str(error)):
+    if _is_refusal(error):
         return NotLetIn(
             f"MLflow ({where}) does not let you in; set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD"
@@ -86,6 +87,12 @@ def told(error: Exception, uri: str) -> Away | NotLetIn | None:
         return None
     why = f"{where}: {problem}" if (problem := _said_by_sqlite(error)) else where
     return Away(f"MLflow does not answer ({why})")
+
+
+def _is_refusal(error: Exception) -> bool:
+    if isinstance(error, requests.HTTPError):  # of an artifact
+        return error.response is not None and error.response.status_code in (401, 403)
+    return isinstance(error, MlflowException) and _NOT_LET_IN.search(str(error)) is not None
 
 
 def _is_outage(error: Exception) -> bool:

@@ -34,7 +34,7 @@ from tasks.stagefiles import (
     take_over,
 )
 from tasks.stageruns import CARRY_S, MODEL_FILES, Spool, close_run, log_stage
-from tasks.tracking import Away, find_version, open_client, reaching
+from tasks.tracking import Away, NotLetIn, find_version, open_client, reaching
 
 
 class TrainedStage(Contract):
@@ -136,7 +136,7 @@ def _train(home: Home, spec: StageSpec, inputs: StageInputs, fence: Fence) -> St
             status = "KILLED"
             why = "interrupted" if type(error) is KeyboardInterrupt else "terminated"
         peak = error.attempt.peak_memory_bytes if isinstance(error, ChildFailed) else 0
-        with suppress(Away):
+        with suppress(Away, NotLetIn):
             if spool.end(CARRY_S):  # else MLflow is away: the next run closes what is open
                 close_run(home, spec, inputs, status, why, peak)
         raise
@@ -162,7 +162,7 @@ def _run_trainer(
         TimeElapsedColumn(),
     ]
     reader, ledger = MetricsReader(work / METRICS), Ledger(home)
-    health = Health(spec.training)
+    health = Health(spec.training, spec.runtime)
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
     ) as progress:
@@ -172,8 +172,9 @@ def _run_trainer(
             check(ledger, fence)
             for line in reader.new():
                 for finding in health.look(line):
-                    message = f"step {finding.step}: {finding.message}"
-                    say("health", spec.skill, message, "yellow")
+                    if not finding.stops:  # the trainer ends with that one, and says it
+                        message = f"step {finding.step}: {finding.message}"
+                        say("health", spec.skill, message, "yellow")
             if reader.latest is not None:
                 away = "  (MLflow is away)" if spool.is_away else ""
                 now = f"divergence {reader.latest.metrics['divergence']:.3f}{away}"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from schemas.settings import TrainingSettings
+from schemas.settings import RuntimeSettings, TrainingSettings
 from schemas.stage import StepMetrics
 from sdft.health import WINDOW, Finding, Health, artifact_share
 
@@ -16,9 +16,17 @@ SOUND = {
 }
 
 
-def findings(later: dict[str, float], method: str = "sdft", **first: float) -> list[Finding]:
+def findings(
+    later: dict[str, float],
+    method: str = "sdft",
+    mode: str = "stop",
+    **first: float,
+) -> list[Finding]:
     """Of a sound curve that is otherwise from the seventh step on."""
-    health = Health(TrainingSettings.model_validate({"method": method}))
+    health = Health(
+        TrainingSettings.model_validate({"method": method}),
+        RuntimeSettings.model_validate({"health": mode}),
+    )
     curve = [{**SOUND, **first}] * 6 + [{**SOUND, **first, **later}] * 3 * WINDOW
     found = []
     for step, metrics in enumerate(curve, 1):
@@ -67,6 +75,8 @@ def test_a_teacher_that_teaches_nothing_from_the_start_stops_the_stage() -> None
     [found] = findings({}, divergence=0.0)
     assert (found.rule, found.step, found.stops) == ("nothing is taught", WINDOW, True)
     assert "shows the demonstration" in found.message
+    [warning] = findings({}, mode="warn", divergence=0.0)
+    assert not warning.stops
 
 
 def test_artifacts_that_were_there_before_are_the_models_own() -> None:
@@ -81,7 +91,7 @@ def test_sft_may_reach_zero() -> None:
 
 
 def test_a_curve_of_an_older_version_is_no_finding() -> None:
-    health = Health(TrainingSettings())
+    health = Health(TrainingSettings(), RuntimeSettings())
     older = {name: SOUND[name] for name in ("divergence", "entropy", "completion_tokens")}
     line = StepMetrics(step=1, time_ms=0, metrics={**older, "clipped_share": 0.0})
     assert [health.look(line) for _ in range(WINDOW)] == [[]] * WINDOW

@@ -32,8 +32,8 @@ def lm(tiny_dir: Path) -> LanguageModel:
         ([BEGINS, [5, 6, 7]], []),
     ],
 )
-def test_what_is_shared(prompts: list[list[int]], expected: list[int]) -> None:
-    assert shared_prefix(prompts) == expected
+def test_what_is_shared(lm: LanguageModel, prompts: list[list[int]], expected: list[int]) -> None:
+    assert shared_prefix(lm.model, prompts) == expected
 
 
 def test_hidden_states_and_gradients_are_those_without_it(lm: LanguageModel) -> None:
@@ -64,7 +64,7 @@ def test_hidden_states_and_gradients_are_those_without_it(lm: LanguageModel) -> 
 def test_samples_are_those_without_it(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     sampling = Sampling(16, temperature=1.0)
     shared = generate(lm, PROMPTS, sampling, seed=1)
-    monkeypatch.setattr("sdft.rollout.shared_prefix", lambda _: [])
+    monkeypatch.setattr("sdft.rollout.shared_prefix", lambda *_: [])
     assert generate(lm, PROMPTS, sampling, seed=1) == shared
 
 

@@ -161,11 +161,7 @@ def mlflow_away_for_a_while(stage: Stage) -> None:
     with Server(stage.folder / "mlflow", start_mlflow) as mlflow:
         place.variables["MLFLOW_TRACKING_URI"] = mlflow.address
         process = place.start()
-        with halfway(place, process):
-            mlflow.kill()
-        time.sleep(AWAY_S)
-        mlflow.start()
-        assert place.join(process) == 0, place.output
+        goes_away(mlflow, place, process)
         check(place, stage)
 
 
@@ -175,11 +171,7 @@ def prefect_away_for_a_while(stage: Stage) -> None:
     with Server(stage.folder / "prefect", start_prefect) as prefect:
         place.variables["PREFECT_API_URL"] = api = f"{prefect.address}/api"
         process = place.start()
-        with halfway(place, process):
-            prefect.kill()
-        time.sleep(AWAY_S)
-        prefect.start()
-        assert place.join(process) == 0, place.output
+        goes_away(prefect, place, process)
         assert prefect_states(api, place) == {"learn": ["Completed"], "prepare": ["Completed"]}
         check(place, stage)
     for command, code in [((), 1), (("reconcile",), 0)]:
@@ -291,6 +283,15 @@ def learn_undisturbed(folder: Path) -> dict[str, str]:
     place = Learning(folder)
     assert place.run() == 0, place.output
     return place.hashes()
+
+
+def goes_away(server: Server, place: Learning, process: Any) -> None:
+    """A server is not there for a while in the middle of a run, which ends well nevertheless."""
+    with halfway(place, process):
+        server.kill()
+    time.sleep(AWAY_S)
+    server.start()
+    assert place.join(process) == 0, place.output
 
 
 @contextmanager
