@@ -50,10 +50,13 @@ class Checkpoints:
     seconds: float = 0.0
     """What saving has cost since the start."""
     _cost_s: float = 0.0
+    _began_at: float = field(default_factory=time.monotonic)
     _saved_at: float = field(default_factory=time.monotonic)
 
     def due(self, step: int) -> bool:
-        return is_due(self.runtime, step, time.monotonic() - self._saved_at, self._cost_s)
+        now = time.monotonic()
+        since_s, elapsed_s = now - self._saved_at, now - self._began_at
+        return is_due(self.runtime, step, since_s, elapsed_s, self.seconds + self._cost_s)
 
     def save(self, step: int, metrics: bytes) -> None:
         """Write the state after `step` steps, whole or not at all; `metrics` are its curve so far.
@@ -153,15 +156,18 @@ class Checkpoints:
             self.optimizer.state[parameter][field] = place
 
 
-def is_due(runtime: RuntimeSettings, step: int, since_s: float, cost_s: float) -> bool:
+def is_due(
+    runtime: RuntimeSettings, step: int, since_s: float, elapsed_s: float, saving_s: float
+) -> bool:
     """Whether to save after `step` steps: every so many of them exactly, and by the clock.
 
-    `since_s` have passed since the last time, which took `cost_s`. The clock's interval is
-    stretched where saving would take more than MAX_SHARE of the time.
+    `since_s` have passed since the last time and `elapsed_s` since the start. By the clock only
+    where saving, which would then have taken `saving_s` in all, stays within MAX_SHARE of that.
     """
     every = runtime.checkpoint_every_steps
     exactly = every is not None and step % every == 0
-    return exactly or since_s >= max(runtime.checkpoint_every_s, cost_s / MAX_SHARE)
+    affordable = saving_s <= MAX_SHARE * elapsed_s
+    return exactly or (affordable and since_s >= runtime.checkpoint_every_s)
 
 
 @torch.no_grad()

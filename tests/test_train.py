@@ -208,22 +208,28 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(
 
 
 @pytest.mark.parametrize(
-    ("settings", "step", "since_s", "cost_s", "due"),
+    ("settings", "step", "since_s", "elapsed_s", "saving_s", "due"),
     [
-        ({"checkpoint_every_steps": 3}, 6, 0, 1000, True),
-        ({"checkpoint_every_steps": 3}, 7, 10, 0, False),
-        ({}, 1000, 299, 0, False),
-        ({}, 1000, 301, 15, True),
-        ({}, 1000, 301, 16, False),  # 16 s in 301 s would be more than 5%
-        ({}, 1000, 321, 16, True),
-        ({"checkpoint_every_steps": 3, "checkpoint_every_s": 5}, 7, 6, 0.1, True),
+        ({"checkpoint_every_steps": 3}, 6, 0, 0, 1000, True),
+        ({"checkpoint_every_steps": 3}, 7, 10, 10, 0, False),
+        ({}, 1000, 299, 299, 0, False),
+        ({}, 1000, 301, 301, 0, True),  # the first one, whose cost nobody knows
+        ({}, 1000, 301, 610, 30, True),
+        ({}, 1000, 301, 610, 31, False),  # 31 s in 610 s would be more than 5%
+        ({}, 1000, 311, 620, 31, True),
+        ({"checkpoint_every_steps": 3, "checkpoint_every_s": 5}, 7, 6, 6, 0.1, True),
     ],
 )
 def test_when_a_checkpoint_is_due(
-    settings: dict[str, float], step: int, since_s: float, cost_s: float, due: bool
+    settings: dict[str, float],
+    step: int,
+    since_s: float,
+    elapsed_s: float,
+    saving_s: float,
+    due: bool,
 ) -> None:
     runtime = RuntimeSettings.model_validate(settings)
-    assert is_due(runtime, step, since_s, cost_s) is due
+    assert is_due(runtime, step, since_s, elapsed_s, saving_s) is due
 
 
 def test_sdft_learns_from_the_teacher_and_keeps_its_record(case: Case) -> None:
