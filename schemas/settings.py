@@ -10,6 +10,16 @@ from schemas.templates import TEMPLATES, check_template
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
+class LoraSettings(Contract):
+    """Low-rank adapters in place of the full weights (Hu et al., 2106.09685)."""
+
+    rank: Annotated[int, Field(ge=1)] = 32
+    alpha: Annotated[int, Field(ge=1)] = 64
+    """An adapter adds alpha / rank times its product to the weights."""
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all-linear"] = "all-linear"
+    """Names of the linear layers that get an adapter; `all-linear`: all but the output head."""
+
+
 class TrainingSettings(Contract):
     """What changes the weights that come out of a stage: all of it is part of the stage key."""
 
@@ -40,6 +50,10 @@ class TrainingSettings(Contract):
     max_prompt_tokens: Annotated[int, Field(ge=1)] | None = None
     """Limit for the student's and the teacher's prompt; default: all that the model can hold."""
 
+    lora: Annotated[LoraSettings | None, Field(exclude_if=lambda lora: lora is None)] = None
+    """Train adapters only; default: all weights. Left out where there is none, so that stages of
+    before keep their keys."""
+
     @model_validator(mode="after")
     def _something_is_left_to_learn(self) -> Self:
         if self.skip_first_tokens >= self.max_new_tokens:
@@ -61,6 +75,18 @@ class RuntimeSettings(Contract):
     """What changes how a stage is run, but not (beyond rounding) what comes out of it."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    compute: Literal["auto", "fp32", "bf16"] = "auto"
+    """What matrix products are made in; auto: bf16 on a GPU. Weights that learn stay in fp32."""
+    gradient_checkpointing: bool | None = None
+    """Compute activations again in the backward pass, to save memory; default: on a GPU."""
+    compile: bool = False
+    """Have torch.compile fuse the layers: some minutes at the start, which long stages pay back."""
+    offload_teacher: bool = False
+    """Keep the teacher's copy of a fully trained model in main memory between its turns."""
+    sampler: Literal["student", "vllm"] = "student"
+    """Who samples rollouts; vllm: an engine on the same GPU (pip install 'sdft[vllm]')."""
+    vllm_memory: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.3
+    """The share of the GPU's memory that is vLLM's."""
     micro_batch_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens a forward and backward pass; default: by the device, less where memory runs out."""
     checkpoint_every_steps: Annotated[int, Field(ge=1)] | None = None

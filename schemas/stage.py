@@ -1,11 +1,16 @@
 """One stage of training: what goes in, its identity, and the record of what came out."""
 
+from typing import Annotated
+
+from pydantic import Field
+
 from schemas.base import Contract, Sealed
 from schemas.digest import digest_json
 from schemas.settings import RuntimeSettings, TrainingSettings
 
-ALGORITHM_VERSION = 1
-"""Raised whenever the same inputs would train to other weights; part of every stage key."""
+ALGORITHM_VERSION = 2
+"""Raised whenever the same inputs would train to other weights; part of every stage key. 2: a fused
+optimizer, shared prefixes and packed weights round otherwise; no dropout."""
 
 EXIT_OK, EXIT_ERROR, EXIT_BAD_INPUT, EXIT_STOPPED = 0, 1, 2, 75
 """How the trainer and the evaluator end; EXIT_STOPPED: a signal, after a checkpoint."""
@@ -53,6 +58,8 @@ class StageRecord(Sealed):
     model_hash: str
     files: tuple[FileDigest, ...]
     """Of model/."""
+    adapter: Annotated[tuple[FileDigest, ...], Field(exclude_if=lambda files: not files)] = ()
+    """Of adapter/, where adapters were trained: model/ is the parent with it added."""
     logs: tuple[FileDigest, ...]
     """The curve and the rollouts."""
     steps: int

@@ -5,13 +5,14 @@ Order of batches and random numbers are functions of (seed, step), so they need 
 
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from torch.nn import Parameter
 
 from schemas.base import BadInput, Sealed, sync
 from schemas.settings import RuntimeSettings
@@ -44,7 +45,7 @@ class Checkpoints:
     folder: Path
     key: str
     runtime: RuntimeSettings
-    model: PreTrainedModel
+    trained: dict[str, Parameter]
     optimizer: torch.optim.Optimizer
     teacher: Teacher | None
     seconds: float = 0.0
@@ -69,9 +70,9 @@ class Checkpoints:
         target = self.folder / f"step-{step:06d}"
         with placed(target) as partial:
             contents = {
-                "model": dict(self.model.named_parameters()),
+                "model": self.trained,
                 "optimizer": self._optimizer_tensors(),
-                "teacher": self.teacher.state() if self.teacher else {},
+                "teacher": self.teacher.averages if self.teacher else {},
             }
             for name, tensors in contents.items():
                 if tensors:
@@ -108,9 +109,9 @@ class Checkpoints:
                 shutil.rmtree(self.folder / f"bad-{path.name}", ignore_errors=True)
                 path.rename(self.folder / f"bad-{path.name}")
                 continue
-            _copy_into(dict(self.model.named_parameters()), load_file(path / "model.safetensors"))
-            if self.teacher and self.teacher.state():
-                _copy_into(self.teacher.state(), load_file(path / "teacher.safetensors"))
+            _copy_into(self.trained, load_file(path / "model.safetensors"))
+            if self.teacher and self.teacher.averages:
+                _copy_into(self.teacher.averages, load_file(path / "teacher.safetensors"))
             self._load_optimizer(load_file(path / "optimizer.safetensors"))
             self._leave_out_altered(manifest.rollouts)
             return manifest.step, (path / METRICS).read_bytes()
@@ -143,15 +144,14 @@ class Checkpoints:
     def _optimizer_tensors(self) -> dict[str, Tensor]:
         return {
             f"{name}/{field}": value
-            for name, parameter in self.model.named_parameters()
+            for name, parameter in self.trained.items()
             for field, value in self.optimizer.state.get(parameter, {}).items()
         }
 
     def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
-        parameters = dict(self.model.named_parameters())
         for key, value in tensors.items():
             name, field = key.rsplit("/", 1)
-            parameter = parameters[name]
+            parameter = self.trained[name]
             place = value if field == "step" else value.to(parameter.device)
             self.optimizer.state[parameter][field] = place
 
@@ -171,6 +171,6 @@ def is_due(
 
 
 @torch.no_grad()
-def _copy_into(parameters: dict[str, Tensor], saved: dict[str, Tensor]) -> None:
+def _copy_into(parameters: Mapping[str, Tensor], saved: dict[str, Tensor]) -> None:
     for name, parameter in parameters.items():
         parameter.copy_(saved[name])

@@ -8,7 +8,7 @@ pass, so that no [R, V] tensor, and no graph over one, ever exists.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -87,15 +87,25 @@ def token_score(targets_R: Tensor) -> RowScore:
     return score
 
 
+def chunks(rows: int, head: Head, chunk_rows: int | None = None) -> Iterator[slice]:
+    """Rows that are taken through the head together, so that their logits stay small."""
+    step = chunk_rows or _chunk_rows(head)
+    return (slice(start, start + step) for start in range(0, rows, step))
+
+
+def _chunk_rows(head: Head) -> int:
+    return max(1, CHUNK_ELEMENTS // head.weight_VD.shape[0])
+
+
 def row_loss(
     student_RD: Tensor, head: Head, weight_R: Tensor, score: RowScore, chunk_rows: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The weighted sum of row losses, with its gradient by hidden states and head already made.
 
+    The head's products are made in the dtype of the hidden states, its gradient in fp32 or wider.
     Returns (loss [], per-row loss [R], per-row entropy of the student in nats [R]); only the first
     carries a gradient.
     """
-    chunk_rows = chunk_rows or max(1, CHUNK_ELEMENTS // head.weight_VD.shape[0])
     return _RowLoss.apply(
         student_RD, head.weight_VD, head.bias_V, weight_R, head.softcap, score, chunk_rows
     )
@@ -111,9 +121,9 @@ class _RowLoss(torch.autograd.Function):
         weight_R: Tensor,
         softcap: float | None,
         score: RowScore,
-        chunk_rows: int,
+        chunk_rows: int | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        head = Head(weight_VD, bias_V, softcap)
+        head = Head(weight_VD, bias_V, softcap).to(student_RD.dtype)
         wide = torch.promote_types(student_RD.dtype, torch.float32)
         grad_RD = torch.zeros_like(student_RD)
         _, weight_learns, bias_learns, *_ = ctx.needs_input_grad
@@ -123,8 +133,7 @@ class _RowLoss(torch.autograd.Function):
         )
         loss_R = student_RD.new_zeros(len(student_RD), dtype=wide)
         entropy_R = torch.zeros_like(loss_R)
-        for start in range(0, len(student_RD), chunk_rows):
-            rows = slice(start, start + chunk_rows)
+        for rows in chunks(len(student_RD), head, chunk_rows):
             logits_CV = head.logits(student_RD[rows])
             log_q_CV = logits_CV.log_softmax(-1)
             total_C1 = logits_CV[:, :1] - log_q_CV[:, :1]  # what the softmax took off
@@ -136,7 +145,7 @@ class _RowLoss(torch.autograd.Function):
                 capped_CV = log_q_CV.add_(total_C1)
                 grad_CV.mul_(capped_CV.div_(softcap).square_().neg_().add_(1))
             del log_q_CV
-            grad_RD[rows] = grad_CV.to(weight_VD.dtype) @ weight_VD
+            grad_RD[rows] = grad_CV.to(student_RD.dtype) @ head.weight_VD
             if grad_VD is not None:
                 grad_VD.addmm_(grad_CV.T, student_RD[rows].to(wide))
             if grad_V is not None:

@@ -1,20 +1,23 @@
 """The gradient of one step: teacher and student score the same answers, some sequences at a time.
 
-Shapes: R loss rows (completion tokens of a micro-batch, sequence after sequence), D hidden width.
+Shapes: B sequences, R loss rows (completion tokens of a micro-batch, sequence after sequence), D
+hidden width.
 """
 
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from schemas.stage import StageSpec
 from sdft.divergence import RowScore, row_loss, teacher_score, token_score
 from sdft.model import LanguageModel
 from sdft.prefix import Prefix, shared_prefix
 from sdft.process import StageFailed
-from sdft.rollout import Completion
+from sdft.rollout import Completion, Sampling
+from sdft.sampler import Sampler, sequence_weights
 from sdft.schedule import micro_batches
-from sdft.scoring import completion_hidden
+from sdft.scoring import can_pack, completion_hidden
 from sdft.teacher import Teacher
 
 DEFAULT_TOKENS = {"cpu": 1024, "cuda": 2**17}
@@ -35,21 +38,34 @@ class Example:
 class StepGradient:
     """Adds each step's gradient to the student's parameters.
 
-    The loss is the mean over sequences of the mean over a sequence's tokens (paper, equation 1).
+    The loss is the mean over sequences of the mean over a sequence's tokens (paper, equation 1);
+    answers of a sampler that is not the student are weighted.
     """
 
     def __init__(
         self,
         lm: LanguageModel,
         teacher: Teacher | None,
+        sampler: Sampler,
         examples: list[Example],
         spec: StageSpec,
     ) -> None:
         self._lm, self._teacher = lm, teacher
         self._settings = spec.training
+        self._corrects = teacher is not None and not sampler.is_student
+        wanted = spec.runtime.gradient_checkpointing
+        self._recomputes = lm.device.type == "cuda" if wanted is None else wanted
+        if self._recomputes:
+            lm.model.gradient_checkpointing_enable({"use_reentrant": False})
         self._budget = spec.runtime.micro_batch_tokens or DEFAULT_TOKENS[lm.device.type]
-        self._student_begins = shared_prefix(lm.model, [one.student_prompt for one in examples])
-        self._teacher_begins = shared_prefix(lm.model, [one.teacher_prompt for one in examples])
+        self._student_begins, self._teacher_begins = list[int](), list[int]()
+        if not can_pack(lm.model):
+            self._teacher_begins = shared_prefix(lm.model, [one.teacher_prompt for one in examples])
+            if (
+                not self._recomputes
+            ):  # a layer that is run again must find no cache filled by itself
+                prompts = [one.student_prompt for one in examples]
+                self._student_begins = shared_prefix(lm.model, prompts)
         self._teacher_prefix: Prefix | None = None
 
     def add(
@@ -81,49 +97,90 @@ class StepGradient:
         skip = self._settings.skip_first_tokens
         rows = [max(0, len(answer.tokens) - skip) for answer in answers]
         counted = [index for index, count in enumerate(rows) if count]
-        losses, entropy = [0.0] * len(chosen), 0.0
+        losses, divergence, entropy, trust = [0.0] * len(chosen), 0.0, 0.0, 0.0
         if not counted:  # every completion is shorter than `skip`: nothing to learn in this step
             return losses, {"divergence": 0.0, "entropy": 0.0, "loss_tokens": 0}
-        self._pass_teacher_prefix()
-        prefix = Prefix(self._lm.model, self._student_begins)
         lengths = [_length(chosen[index], answers[index]) for index in counted]
-        for part in micro_batches(lengths, self._budget):
-            indices = [counted[place] for place in part]
-            examples = [chosen[index] for index in indices]
-            tokens = [answers[index].tokens for index in indices]
+        parts = [
+            [counted[place] for place in part] for part in micro_batches(lengths, self._budget)
+        ]
+        scores = self._scores(parts, chosen, answers)
+        with self._lm.computing():
+            prefix = Prefix(self._lm.model, self._student_begins)
+        for indices, score in zip(parts, scores, strict=True):
+            said = [answers[index] for index in indices]
             rows_B = torch.tensor([rows[index] for index in indices], device=self._lm.device)
-            weight_R = (1.0 / (len(counted) * rows_B)).repeat_interleave(rows_B)
-            score = self._score(examples, tokens)
-            prompts = [example.student_prompt for example in examples]
-            student_RD = completion_hidden(self._lm.model, prompts, tokens, skip, prefix)
+            hidden_RD = self._student([chosen[index] for index in indices], said, prefix)
+            weight_B = self._weights(hidden_RD.detach(), said)
+            share_R = (1.0 / (len(counted) * rows_B)).repeat_interleave(rows_B)
+            weight_R = share_R * weight_B.repeat_interleave(rows_B)
+            student_RD = hidden_RD[_after(skip, said, self._lm.device)]
             loss, loss_R, entropy_R = row_loss(student_RD, self._lm.head(), weight_R, score)
             loss.backward()
             for index, one in zip(indices, loss_R.split(rows_B.tolist()), strict=True):
                 losses[index] = one.mean().item()
-            entropy += (entropy_R * weight_R).sum().item()
+            divergence += loss.item()
+            entropy += (entropy_R * share_R).sum().item()
+            trust += weight_B.sum().item() / len(counted)
         prefix.backward()
-        divergence = sum(losses) / len(counted)
-        return losses, {"divergence": divergence, "entropy": entropy, "loss_tokens": sum(rows)}
+        metrics = {"divergence": divergence, "entropy": entropy, "loss_tokens": sum(rows)}
+        return losses, metrics | ({"sequence_weight": trust} if self._corrects else {})
+
+    def _student(
+        self, examples: list[Example], answers: list[Completion], prefix: Prefix
+    ) -> Tensor:
+        """[R, D], with its graph, of all tokens of the answers."""
+        model, prompts = self._lm.model, [example.student_prompt for example in examples]
+        model.train(self._recomputes)  # transformers recomputes only what is in training mode
+        with self._lm.computing():
+            hidden_RD = completion_hidden(model, prompts, [one.tokens for one in answers], prefix)
+        model.eval()
+        return hidden_RD.to(self._lm.compute)
+
+    def _weights(self, hidden_RD: Tensor, answers: list[Completion]) -> Tensor:
+        """[B]: what each answer counts; 1 for the student's own."""
+        if not self._corrects:
+            return torch.ones(len(answers), device=self._lm.device)
+        sampling = Sampling.of(self._settings)
+        return sequence_weights(hidden_RD, self._lm.head().to(hidden_RD.dtype), answers, sampling)
 
     @torch.no_grad()
-    def _pass_teacher_prefix(self) -> None:
-        """Once a step, and for a frozen teacher once a stage."""
-        if self._teacher and (self._teacher.rate or self._teacher_prefix is None):
-            self._teacher_prefix = Prefix(self._teacher.model, self._teacher_begins)
+    def _scores(
+        self, parts: list[list[int]], chosen: list[Example], answers: list[Completion]
+    ) -> list[RowScore]:
+        """How each part's student rows are scored: by the teacher, or by the answers' tokens.
 
-    def _score(self, examples: list[Example], tokens: list[list[int]]) -> RowScore:
-        """How the student's rows are scored: by the teacher, or by the demonstrations' tokens."""
-        settings, skip = self._settings, self._settings.skip_first_tokens
-        if self._teacher is None:
-            targets = [token for one in tokens for token in one[skip:]]
-            return token_score(torch.tensor(targets, device=self._lm.device))
-        prompts = [example.teacher_prompt for example in examples]
-        with torch.no_grad():
-            teacher_RD = completion_hidden(
-                self._teacher.model, prompts, tokens, skip, self._teacher_prefix
-            )
-        head = self._lm.head(self._teacher.model)
-        return teacher_score(settings.divergence, settings.jsd_beta, teacher_RD, head)
+        The teacher is asked here, before the student's graph exists. What prompts share it reads
+        once a step, and once a stage when it is frozen.
+        """
+        teacher, settings, device = self._teacher, self._settings, self._lm.device
+        said = [[answers[index] for index in indices] for indices in parts]
+        masks = [_after(settings.skip_first_tokens, one, device) for one in said]
+        if teacher is None:
+            return [
+                token_score(torch.tensor([t for one in part for t in one.tokens], device=device)[m])
+                for part, m in zip(said, masks, strict=True)
+            ]
+        rows: list[Tensor] = []
+        with teacher.speaking(), self._lm.computing():
+            if teacher.averages or self._teacher_prefix is None:
+                self._teacher_prefix = Prefix(teacher.model, self._teacher_begins)
+            for indices, part, mask in zip(parts, said, masks, strict=True):
+                prompts = [chosen[index].teacher_prompt for index in indices]
+                tokens = [one.tokens for one in part]
+                hidden_RD = completion_hidden(teacher.model, prompts, tokens, self._teacher_prefix)
+                rows.append(hidden_RD[mask].to(self._lm.compute))
+        head = self._lm.head(teacher.model).to(self._lm.compute)
+        return [
+            teacher_score(settings.divergence, settings.jsd_beta, teacher_RD, head)
+            for teacher_RD in rows
+        ]
+
+
+def _after(skip: int, answers: list[Completion], device: torch.device) -> Tensor:
+    """[R]: whether a token's row is beyond the first `skip` of its answer."""
+    places = [place >= skip for one in answers for place in range(len(one.tokens))]
+    return torch.tensor(places, device=device)
 
 
 def _length(example: Example, answer: Completion) -> int:

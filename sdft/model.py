@@ -3,6 +3,7 @@
 Shapes: B sequences, T tokens, R loss rows, D hidden width, V vocabulary.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from schemas.base import BadInput
 from schemas.templates import Message
@@ -24,8 +26,13 @@ class Head:
     bias_V: Tensor | None
     softcap: float | None
 
+    def to(self, dtype: torch.dtype) -> "Head":
+        """The same head; its products in this dtype."""
+        bias_V = None if self.bias_V is None else self.bias_V.to(dtype)
+        return Head(self.weight_VD.to(dtype), bias_V, self.softcap)
+
     def logits(self, hidden_RD: Tensor) -> Tensor:
-        """[R, V], in fp32 or wider."""
+        """[R, V], in fp32 or wider, from hidden states of the head's dtype."""
         logits_RV = nn.functional.linear(hidden_RD, self.weight_VD, self.bias_V)
         logits_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
         if self.softcap is not None:
@@ -42,15 +49,22 @@ class LanguageModel:
     eos_ids: frozenset[int]
     end_of_turn: int
     max_positions: int
+    compute: torch.dtype = torch.float32
+    """What matrix products are made in while it is trained."""
 
     @property
     def device(self) -> torch.device:
         return self.model.device
 
+    def computing(self) -> AbstractContextManager[object]:
+        """Inside, matrix products are made in the compute dtype; gradients are made outside."""
+        if self.compute == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, self.compute)
+
     def head(self, model: PreTrainedModel | None = None) -> Head:
         """The output head of this model, or of a copy of it."""
-        module = (model or self.model).get_output_embeddings()
-        assert isinstance(module, nn.Linear), "checked when the model was opened"
+        module = output_head(model or self.model)
         return Head(module.weight, module.bias, _softcap(self.model))
 
     def prompt_ids(self, messages: list[Message]) -> list[int]:
@@ -59,6 +73,13 @@ class LanguageModel:
 
     def text(self, tokens: list[int]) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def output_head(model: PreTrainedModel) -> nn.Linear:
+    """The layer that makes logits of hidden states."""
+    module = model.get_output_embeddings()
+    assert isinstance(module, nn.Linear), "checked when the model was opened"
+    return module
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
@@ -76,31 +97,72 @@ def pick_device(setting: str) -> torch.device:
     return torch.device(setting)
 
 
+def pick_compute(setting: str, device: torch.device) -> torch.dtype:
+    """The dtype of matrix products for `auto`, `fp32` or `bf16`."""
+    if setting == "auto":
+        setting = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return torch.bfloat16 if setting == "bf16" else torch.float32
+
+
+def gpu_memory(lm: LanguageModel) -> dict[str, float]:
+    """Metrics of a GPU's memory: the most so far, in bytes; none on a CPU."""
+    if lm.device.type != "cuda":
+        return {}
+    return {
+        "gpu_peak_bytes": torch.cuda.max_memory_allocated(lm.device),
+        "gpu_reserved_bytes": torch.cuda.memory_reserved(lm.device),
+    }
+
+
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     """The tokenizer of a checked model directory."""
     return AutoTokenizer.from_pretrained(directory, local_files_only=True)
 
 
-def load_model(directory: Path, device: torch.device) -> LanguageModel:
-    """Open a model directory in fp32, ready to train; raises BadInput with what it lacks."""
+def load_model(
+    directory: Path,
+    device: torch.device,
+    compute: torch.dtype = torch.float32,
+    weights: torch.dtype = torch.float32,
+) -> LanguageModel:
+    """Open a model directory, ready to train; raises BadInput with what it lacks.
+
+    Weights that are to learn must be in fp32, whatever they are multiplied in.
+    """
     check_model_dir(directory)
     tokenizer = load_tokenizer(directory)
     model = AutoModelForCausalLM.from_pretrained(
-        directory, dtype=torch.float32, local_files_only=True, use_safetensors=True
+        directory,
+        dtype=weights,
+        local_files_only=True,
+        use_safetensors=True,
+        attn_implementation=_attention(device, compute),
     )
     _without_dropout(model)
     model.eval()
-    model.to(device)  # pyright: ignore[reportArgumentType] transformers' stub of `to` is wrong
+    move(model, device)
     loaded = LanguageModel(
         model=model,
         tokenizer=tokenizer,
         eos_ids=_eos_ids(model, tokenizer),
         end_of_turn=_end_of_turn(model, tokenizer),
         max_positions=max_positions(model.config),
+        compute=compute,
     )
     _check_vocabulary(loaded)
     _check_head(loaded)
     return loaded
+
+
+def move(model: PreTrainedModel, where: torch.device | torch.dtype) -> None:
+    """Take a model's weights to a device or a dtype, in place."""
+    model.to(where)  # pyright: ignore[reportArgumentType] transformers' stub of `to` is wrong
+
+
+def _attention(device: torch.device, compute: torch.dtype) -> str | None:
+    """Flash attention where it is installed and can be used; otherwise what transformers takes."""
+    usable = device.type == "cuda" and compute == torch.bfloat16 and is_flash_attn_2_available()
+    return "flash_attention_2" if usable else None
 
 
 def _without_dropout(model: PreTrainedModel) -> None:

@@ -9,21 +9,26 @@ from contextlib import contextmanager
 from functools import partial
 
 import torch
+from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
+
+from sdft.lora import merged_weight
+from sdft.model import LanguageModel
 
 ROWS = 16
 """What the layout is made for; others are right too."""
 
 
 @contextmanager
-def packed_linears(model: nn.Module) -> Generator[None]:
+def packed_linears(lm: LanguageModel) -> Generator[None]:
     """Inside, a CPU model in fp32 answers with a second, packed copy of its linear weights.
 
     Without gradients, and only while nobody changes the weights. Other models are left as they are.
     """
-    packed = [one for one in model.modules() if type(one) is nn.Linear and _can_be_packed(one)]
+    packed = _outermost(lm.model) if _can_pack(lm) else []
     for module in packed:
-        module.forward = _packed(module.weight, module.bias)  # pyright: ignore[reportAttributeAccessIssue]
+        weight_VD = merged_weight(module) if isinstance(module, LoraLinear) else module.weight
+        module.forward = _packed(weight_VD, module.bias)  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:
@@ -31,12 +36,20 @@ def packed_linears(model: nn.Module) -> Generator[None]:
             del module.forward  # the class's own is behind it
 
 
-def _can_be_packed(module: nn.Linear) -> bool:
-    return (
-        module.weight.device.type == "cpu"
-        and module.weight.dtype == torch.float32
-        and torch.backends.mkldnn.is_available()
-    )
+def _outermost(model: nn.Module) -> list[nn.Linear | LoraLinear]:
+    """Linear layers; of one with an adapter the whole, not its parts."""
+    found: list[nn.Linear | LoraLinear] = []
+    for child in model.children():
+        if type(child) is nn.Linear or type(child) is LoraLinear:
+            found.append(child)
+        else:
+            found += _outermost(child)
+    return found
+
+
+def _can_pack(lm: LanguageModel) -> bool:
+    exact = lm.compute == lm.model.dtype == torch.float32
+    return exact and lm.device.type == "cpu" and torch.backends.mkldnn.is_available()
 
 
 def _packed(weight_VD: Tensor, bias_V: Tensor | None) -> Callable[[Tensor], Tensor]:

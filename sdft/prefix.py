@@ -45,8 +45,7 @@ class Prefix:
         ids_1T = torch.tensor([tokens], device=model.device)
         cache = model.base_model(input_ids=ids_1T, use_cache=True).past_key_values
         self._made = [states for layer in cache.layers for states in (layer.keys, layer.values)]
-        learns = torch.is_grad_enabled()
-        self._used = [states.detach().requires_grad_(learns) for states in self._made]
+        self._used = [states.detach().requires_grad_(states.requires_grad) for states in self._made]
 
     def cache(self, rows: int) -> DynamicCache | None:
         """A cache that begins with the prefix in each of B rows; None where there is none."""

@@ -6,6 +6,7 @@ import importlib.metadata
 import platform
 import resource
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,23 +17,42 @@ from sdft.modelfiles import all_files, model_files, model_hash
 from sdft.stagelog import METRICS, ROLLOUTS
 
 if TYPE_CHECKING:  # reading a record must not cost the import of torch
+    from peft import PeftModel
+
     from sdft.model import LanguageModel
 
-RECORD = "record.json"
+RECORD, ADAPTER = "record.json", "adapter"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a stage took."""
+
+    steps: int
+    seconds: float
+    checkpoint_seconds: float
 
 
 def finish_stage(
     spec: StageSpec,
     directory: Path,
     lm: "LanguageModel",
-    steps: int,
-    seconds: float,
-    checkpoint_seconds: float,
+    adapter: "PeftModel | None",
+    finished: Finished,
 ) -> StageRecord:
-    """Write model/ and then record.json; the record's presence means that the stage is whole."""
-    model_dir = directory / "model"
+    """Write model/ and then record.json; the record's presence means that the stage is whole.
+
+    Of a stage with adapters also adapter/, from which, with the parent, model/ is made.
+    """
+    model_dir, model = directory / "model", lm.model
+    if adapter is not None:
+        from sdft.lora import merged, save_adapter
+
+        with placed(directory / ADAPTER) as partial:
+            save_adapter(adapter, spec.parent_hash, partial)
+        model = merged(Path(spec.parent_dir), directory / ADAPTER)
     with placed(model_dir) as partial:
-        lm.model.save_pretrained(partial)
+        model.save_pretrained(partial)
         for file in Path(spec.parent_dir).iterdir():  # tokenizer and licence, byte for byte
             if file.is_file() and not (partial / file.name).exists() and _belongs(file):
                 shutil.copyfile(file, partial / file.name)
@@ -43,9 +63,10 @@ def finish_stage(
         model_hash=model_hash(files),
         files=files,
         logs=log_files(directory),
-        steps=steps,
-        train_seconds=seconds,
-        checkpoint_seconds=checkpoint_seconds,
+        adapter=adapter_files(directory),
+        steps=finished.steps,
+        train_seconds=finished.seconds,
+        checkpoint_seconds=finished.checkpoint_seconds,
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         code_version=code_version(),
         environment=environment(lm),
@@ -59,6 +80,11 @@ def log_files(directory: Path) -> tuple[FileDigest, ...]:
     return all_files(directory, lambda name: name.parts[0] in (METRICS, ROLLOUTS))
 
 
+def adapter_files(directory: Path) -> tuple[FileDigest, ...]:
+    """The adapter in a stage directory; none where all weights were trained."""
+    return all_files(directory / ADAPTER)
+
+
 def verified_record(directory: Path) -> StageRecord | None:
     """The stage's record if it is finished; raises BadInput where its files are not as recorded."""
     path = directory / RECORD
@@ -67,6 +93,7 @@ def verified_record(directory: Path) -> StageRecord | None:
     record = StageRecord.read(path)
     for what, now, recorded in [
         ("model", model_files(directory / "model"), record.files),
+        ("adapter", adapter_files(directory), record.adapter),
         ("curve or rollouts", log_files(directory), record.logs),
     ]:
         if now != recorded:

@@ -3,14 +3,17 @@
 Shapes: B sequences still running, T tokens so far, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from torch import Tensor
 
+from schemas.settings import TrainingSettings
 from sdft.model import LanguageModel
 from sdft.packing import packed_linears
 from sdft.prefix import Prefix, shared_prefix
+from sdft.process import StageFailed
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,8 @@ class Completion:
     finished: bool
     finite: bool = True
     """False where a step's logits held NaN, +inf or nothing but -inf: the answer means nothing."""
+    log_probs: list[float] = field(default_factory=list[float], compare=False)
+    """Of each token, in nats, under the distribution that it was drawn from; none if given."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,11 @@ class Sampling:
     max_new_tokens: int
     temperature: float = 0.0
     top_p: float = 1.0
+
+    @classmethod
+    def of(cls, settings: TrainingSettings) -> Self:
+        """How a stage's rollouts are drawn."""
+        return cls(settings.max_new_tokens, settings.temperature, settings.top_p)
 
 
 @torch.no_grad()
@@ -50,8 +60,27 @@ def generate(
     draws_BT = torch.rand(
         len(prompts), sampling.max_new_tokens, generator=torch.Generator().manual_seed(seed)
     ).to(lm.device)
-    with packed_linears(lm.model):
+    # A compiled model decodes without: for every length of the cache it would be compiled anew.
+    with packed_linears(lm), lm.computing(), torch.compiler.set_stance("force_eager"):
+        return _in_parts(lm, prompts, sampling, draws_BT)
+
+
+def _in_parts(
+    lm: LanguageModel, prompts: list[list[int]], sampling: Sampling, draws_BT: Tensor
+) -> list[Completion]:
+    """Halves the prompts for as long as they do not fit into memory together."""
+    try:
         return _decode(lm, prompts, sampling, draws_BT)
+    except torch.OutOfMemoryError as error:
+        if len(prompts) == 1:
+            raise StageFailed(
+                f"sampling a single answer does not fit into the device's memory ({error}); lower "
+                "max_new_tokens or shorten the prompts"
+            ) from None
+    print(f"out of memory: samples {len(prompts) // 2} answers at a time", flush=True)
+    half = slice(len(prompts) // 2), slice(len(prompts) // 2, None)
+    parts = [_in_parts(lm, prompts[one], sampling, draws_BT[one]) for one in half]
+    return [*parts[0], *parts[1]]
 
 
 def _decode(
@@ -60,6 +89,7 @@ def _decode(
     outputs: list[list[int]] = [[] for _ in prompts]
     finished = [False] * len(prompts)
     finite = [True] * len(prompts)
+    log_probs: list[list[float]] = [[] for _ in prompts]
 
     running = list(range(len(prompts)))  # index into `prompts` of each row of the batch
     shared = shared_prefix(lm.model, prompts)
@@ -78,11 +108,13 @@ def _decode(
         )
         cache = state.past_key_values
         logits_BV = state.logits[:, -1].float()
-        next_B = _choose(logits_BV, draws_BT[running, step], sampling)
+        next_B, log_prob_B = _choose(logits_BV, draws_BT[running, step], sampling)
         sound_B = logits_BV.amax(-1).isfinite()  # the largest of a row with a NaN is NaN
-        for index, token, sound in zip(running, next_B.tolist(), sound_B.tolist(), strict=True):
+        chosen = zip(running, next_B.tolist(), log_prob_B.tolist(), sound_B.tolist(), strict=True)
+        for index, token, log_prob, sound in chosen:
             if not finished[index]:
                 outputs[index].append(token)
+                log_probs[index].append(log_prob)
                 finished[index] = token in lm.eos_ids
                 finite[index] &= sound
         alive = [row for row, index in enumerate(running) if not finished[index]]
@@ -95,7 +127,9 @@ def _decode(
             cache.batch_select_indices(keep)
             ids_BT, positions_BT, mask_BT = ids_BT[keep], positions_BT[keep], mask_BT[keep]
             running = [running[row] for row in alive]
-    return [Completion(*answer) for answer in zip(outputs, finished, finite, strict=True)]
+    return [
+        Completion(*answer) for answer in zip(outputs, finished, finite, log_probs, strict=True)
+    ]
 
 
 def _left_padded(prompts: list[list[int]], lm: LanguageModel) -> tuple[Tensor, Tensor]:
@@ -106,16 +140,34 @@ def _left_padded(prompts: list[list[int]], lm: LanguageModel) -> tuple[Tensor, T
     return torch.tensor(ids, device=lm.device), torch.tensor(mask, device=lm.device)
 
 
-def _choose(logits_BV: Tensor, draw_B: Tensor, sampling: Sampling) -> Tensor:
-    """The next token of each row, by inverting the cumulative distribution at a uniform draw."""
+def _choose(logits_BV: Tensor, draw_B: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """The next token of each row and its log-probability.
+
+    Drawn by inverting the cumulative distribution at a uniform number.
+    """
     if sampling.temperature == 0.0:
-        return logits_BV.argmax(-1)
+        return logits_BV.argmax(-1), torch.zeros_like(draw_B)
+    probability_BV = _probabilities(logits_BV, sampling)
+    cumulative_BV = probability_BV.double().cumsum(-1)
+    total_B1 = cumulative_BV[:, -1:]
+    target_B1 = draw_B.double()[:, None] * total_B1
+    next_B1 = torch.searchsorted(cumulative_BV, target_B1, right=True)
+    return next_B1[:, 0], (probability_BV.gather(-1, next_B1) / total_B1).log()[:, 0]
+
+
+def log_probabilities(logits_RV: Tensor, tokens_R: Tensor, sampling: Sampling) -> Tensor:
+    """[R]: the log-probability with which each token would be drawn, in nats."""
+    probability_RV = _probabilities(logits_RV, sampling)
+    chosen_R = probability_RV.gather(-1, tokens_R[:, None])[:, 0]
+    return (chosen_R / probability_RV.sum(-1)).log()
+
+
+def _probabilities(logits_BV: Tensor, sampling: Sampling) -> Tensor:
+    """Not normalised where top_p leaves something out."""
     probability_BV = (logits_BV / sampling.temperature).softmax(-1)
     if sampling.top_p < 1.0:
         sorted_BV, order_BV = probability_BV.sort(-1, descending=True)
         beyond_BV = sorted_BV.cumsum(-1) - sorted_BV >= sampling.top_p
         dropped_BV = torch.zeros_like(beyond_BV).scatter(-1, order_BV, beyond_BV)
         probability_BV = probability_BV.masked_fill(dropped_BV, 0.0)
-    cumulative_BV = probability_BV.double().cumsum(-1)
-    target_B1 = draw_B.double()[:, None] * cumulative_BV[:, -1:]
-    return torch.searchsorted(cumulative_BV, target_B1, right=True).squeeze(-1)
+    return probability_BV

@@ -21,13 +21,15 @@ from sdft.checkpoint import Checkpoints
 from sdft.data import Demonstration, read_demonstrations
 from sdft.gradient import Example, StepGradient
 from sdft.health import Health, artifact_share
-from sdft.model import LanguageModel, load_model, pick_device
+from sdft.lora import add_adapter
+from sdft.model import LanguageModel, gpu_memory, load_model, pick_compute, pick_device
 from sdft.process import StageFailed, Stop, exclusive, run_program
-from sdft.record import finish_stage
-from sdft.rollout import Completion, Sampling, generate
+from sdft.record import Finished, finish_stage
+from sdft.rollout import Completion, Sampling
+from sdft.sampler import Sampler, open_sampler
 from sdft.schedule import batch, learning_rate, step_seed, total_steps
 from sdft.stagelog import StageLog
-from sdft.teacher import Teacher
+from sdft.teacher import open_teacher
 
 
 class Diverged(StageFailed):
@@ -45,16 +47,27 @@ def train(spec: StageSpec, directory: Path, stop: Stop) -> StageRecord | None:
     Diverged for a loss or gradient that is not finite.
     """
     settings, runtime, started = spec.training, spec.runtime, time.monotonic()
-    lm = load_model(Path(spec.parent_dir), pick_device(runtime.device))
+    lm = _open(spec)
     examples = [_example(lm, row, settings) for row in read_demonstrations(Path(spec.train_file))]
     check_lengths(lm, examples, settings)
     steps = total_steps(settings, len(examples))
-    optimizer = torch.optim.AdamW(lm.model.parameters(), weight_decay=settings.weight_decay)
-    teacher = Teacher(lm.model, settings) if settings.method == "sdft" else None
+    adapter = add_adapter(lm.model, settings.lora, spec.seed) if settings.lora else None
+    teacher = open_teacher(lm, adapter, spec) if settings.method == "sdft" else None
+    if runtime.compile:
+        for model in {lm.model, teacher.model if teacher else lm.model}:
+            model.base_model.compile(dynamic=True)
+    trained = {name: one for name, one in lm.model.named_parameters() if one.requires_grad}
+    if not trained:
+        raise BadInput(
+            f"{spec.parent_dir}: none of its weights can be trained (are they quantised?); use a "
+            "model in fp32 or bf16, or training.lora"
+        )
+    optimizer = torch.optim.AdamW(trained.values(), weight_decay=settings.weight_decay, fused=True)
     checkpoints = Checkpoints(
-        directory / "checkpoints", spec.key, runtime, lm.model, optimizer, teacher
+        directory / "checkpoints", spec.key, runtime, trained, optimizer, teacher
     )
-    gradient = StepGradient(lm, teacher, examples, spec)
+    sampler = open_sampler(lm, spec.parent_dir, runtime)
+    gradient = StepGradient(lm, teacher, sampler, examples, spec)
     first, known = checkpoints.load()
     print(f"goes on after step {first}", flush=True)
     log = StageLog(directory, known)
@@ -67,11 +80,11 @@ def train(spec: StageSpec, directory: Path, stop: Stop) -> StageRecord | None:
         chosen = [examples[row] for row in batch(settings, len(examples), spec.seed, step)]
         torch.manual_seed(seed := step_seed(spec.seed, step))
         if teacher:
-            answers = rollouts(lm, chosen, settings, seed)
+            answers = rollouts(sampler, chosen, settings, seed)
         else:
             answers = [example.demonstration for example in chosen]
         losses, metrics = gradient.add(chosen, answers)
-        norm = torch.nn.utils.clip_grad_norm_(lm.model.parameters(), settings.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(trained.values(), settings.max_grad_norm)
         if not math.isfinite(metrics["divergence"] + norm.item()):
             raise Diverged(
                 f"step {step + 1}: divergence {metrics['divergence']}, gradient norm {norm}; try a "
@@ -83,7 +96,7 @@ def train(spec: StageSpec, directory: Path, stop: Stop) -> StageRecord | None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if teacher:
-            teacher.update(lm.model)
+            teacher.update(trained)
 
         seconds = time.monotonic() - began
         tokens = sum(len(answer.tokens) for answer in answers)
@@ -94,6 +107,7 @@ def train(spec: StageSpec, directory: Path, stop: Stop) -> StageRecord | None:
             "learning_rate": rate,
             "artifact_share": artifact_share([lm.text(answer.tokens) for answer in answers]),
             "tokens_per_s": tokens / seconds,
+            **gpu_memory(lm),
         }
         line = log.step(step + 1, metrics)
         for example, answer, loss in list(zip(chosen, answers, losses, strict=True))[
@@ -117,7 +131,8 @@ def train(spec: StageSpec, directory: Path, stop: Stop) -> StageRecord | None:
             return None
     log.flush_rollouts(steps)
     seconds = time.monotonic() - started
-    return finish_stage(spec, directory, lm, steps, seconds, checkpoints.seconds)
+    finished = Finished(steps, seconds, checkpoints.seconds)
+    return finish_stage(spec, directory, lm, adapter, finished)
 
 
 def watch(health: Health, line: StepMetrics, log: StageLog) -> None:
@@ -135,11 +150,20 @@ def watch(health: Health, line: StepMetrics, log: StageLog) -> None:
 
 
 def rollouts(
-    lm: LanguageModel, chosen: list[Example], settings: TrainingSettings, seed: int
+    sampler: Sampler, chosen: list[Example], settings: TrainingSettings, seed: int
 ) -> list[Completion]:
     """The student's own answers, sampled without the demonstration (paper, algorithm 1)."""
-    sampling = Sampling(settings.max_new_tokens, settings.temperature, settings.top_p)
-    return generate(lm, [example.student_prompt for example in chosen], sampling, seed)
+    sampler.take_weights()
+    prompts = [example.student_prompt for example in chosen]
+    return sampler.sample(prompts, Sampling.of(settings), seed)
+
+
+def _open(spec: StageSpec) -> LanguageModel:
+    """The parent: weights that learn in fp32, those that stay as they are in the compute dtype."""
+    device = pick_device(spec.runtime.device)
+    compute = pick_compute(spec.runtime.compute, device)
+    weights = compute if spec.training.lora else torch.float32
+    return load_model(Path(spec.parent_dir), device, compute, weights)
 
 
 def _example(lm: LanguageModel, row: Demonstration, settings: TrainingSettings) -> Example:

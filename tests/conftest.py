@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from learning import Learning
+    from stages import Case
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers or datasets are imported
 
@@ -140,3 +141,11 @@ def one_skill(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> 
     place = Learning(tmp_path_factory.mktemp("one-skill"), skills=SKILLS[:1])
     assert place.run() == 0, place.output
     return place
+
+
+@pytest.fixture
+def case(tiny_dir: Path, tmp_path: Path) -> "Case":
+    """A stage of the tiny model, in a folder of its own."""
+    from stages import Case
+
+    return Case(tiny_dir, tmp_path)

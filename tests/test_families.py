@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from schemas.results import CellFile, EvaluationSpec, SuiteSpec
-from schemas.settings import EvaluationSettings, RuntimeSettings, TrainingSettings
+from schemas.settings import EvaluationSettings, LoraSettings, RuntimeSettings, TrainingSettings
 from schemas.stage import StageSpec
 from sdft.cells import CELL
 from sdft.data import data_hash, eval_table, train_table, write_table
@@ -74,8 +74,11 @@ TRAINING = TrainingSettings(
 )
 
 
+@pytest.mark.parametrize("lora", [None, LoraSettings(rank=4)], ids=["full", "lora"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_family_is_trained_resumed_evaluated_and_packed(family: str, tmp_path: Path) -> None:
+def test_a_family_is_trained_resumed_evaluated_and_packed(
+    family: str, lora: LoraSettings | None, tmp_path: Path
+) -> None:
     config_class, special = FAMILIES[family]
     tokenizer = make_tokenizer()
     config = config_class(
@@ -98,7 +101,7 @@ def test_a_family_is_trained_resumed_evaluated_and_packed(family: str, tmp_path:
         train_file=str(tmp_path / "train.parquet"),
         data_hash=data_hash(table),
         seed=1,
-        training=TRAINING,
+        training=TRAINING.model_copy(update={"lora": lora}),
         runtime=RuntimeSettings(device="cpu"),
     )
     whole, stopped, parts = (tmp_path / name for name in ("whole", "stopped", "parts"))

@@ -43,7 +43,7 @@ def test_hidden_states_and_gradients_are_those_without_it(lm: LanguageModel) -> 
     def gradients(prefix: Prefix | None) -> tuple[Tensor, list[Tensor]]:
         lm.model.zero_grad()
         parts = [
-            completion_hidden(lm.model, PROMPTS[part], ANSWERS[part], 1, prefix)
+            completion_hidden(lm.model, PROMPTS[part], ANSWERS[part], prefix)
             for part in (slice(2), slice(2, 3))
         ]
         for hidden_RD in parts:
@@ -71,7 +71,7 @@ def test_samples_are_those_without_it(lm: LanguageModel, monkeypatch: pytest.Mon
 def test_a_teacher_takes_no_gradient(lm: LanguageModel) -> None:
     with torch.no_grad():
         prefix = Prefix(lm.model, BEGINS)
-    completion_hidden(lm.model, PROMPTS, ANSWERS, 0, prefix).sum().backward()
+    completion_hidden(lm.model, PROMPTS, ANSWERS, prefix).sum().backward()
     before = [one.grad.clone() for one in lm.model.parameters() if one.grad is not None]
     prefix.backward()
     after = [one.grad for one in lm.model.parameters() if one.grad is not None]

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from sdft.model import LanguageModel, load_model
 from sdft.packing import packed_linears
@@ -84,7 +85,7 @@ def test_a_prompt_without_room_is_refused(lm: LanguageModel) -> None:
 
 
 def test_hidden_rows_are_those_that_predict_the_completion(lm: LanguageModel) -> None:
-    """Batched with padding equals one by one; `skip` drops each completion's first tokens."""
+    """Batched with padding equals one by one."""
     prompts = ids(lm, PROMPTS)
     answers = [[7, 8, 9], [10], [11, 12], [13, 14, 15, 16]]
     with torch.no_grad():
@@ -97,8 +98,25 @@ def test_hidden_rows_are_those_that_predict_the_completion(lm: LanguageModel) ->
                 batched[row : row + len(answer)], expected, rtol=1e-4, atol=1e-4
             )
             row += len(answer)
-        skipped = completion_hidden(lm.model, prompts, answers, skip=1)
-    assert len(skipped) == sum(len(answer) - 1 for answer in answers)
+
+
+def test_packed_sequences_give_what_padded_ones_do(
+    lm: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hidden rows and gradients of a row without padding, positions beginning anew."""
+    prompts, answers = ids(lm, PROMPTS), [[7, 8, 9], [10], [], [13, 14, 15, 16]]
+
+    def scored() -> list[Tensor]:
+        lm.model.zero_grad()
+        hidden_RD = completion_hidden(lm.model, prompts, answers)
+        (hidden_RD * torch.arange(len(hidden_RD))[:, None]).square().sum().backward()
+        grads = [one.grad.clone() for one in lm.model.parameters() if one.grad is not None]
+        return [hidden_RD.detach(), *grads]
+
+    padded = scored()
+    monkeypatch.setattr("sdft.scoring.can_pack", lambda _: True)
+    for one, other in zip(scored(), padded, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
 
 
 def test_packed_linear_layers_give_the_same_and_are_gone_afterwards(lm: LanguageModel) -> None:
@@ -106,10 +124,10 @@ def test_packed_linear_layers_give_the_same_and_are_gone_afterwards(lm: Language
     before = generate(lm, ids(lm, PROMPTS), Sampling(8))
     with torch.no_grad():
         plain = lm.model(prompt).logits
-        with packed_linears(lm.model):
+        with packed_linears(lm):
             assert any("forward" in vars(module) for module in lm.model.modules())
             packed = lm.model(prompt).logits
-        with pytest.raises(KeyError), packed_linears(lm.model):
+        with pytest.raises(KeyError), packed_linears(lm):
             raise KeyError
         assert not any("forward" in vars(module) for module in lm.model.modules())
         lm.model.get_output_embeddings().weight.mul_(-1)  # what is packed is never an old weight

@@ -13,61 +13,23 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import train_rows
+from stages import BASIC, Case, StopAfter, assert_weights_close
+from torch.nn import Parameter
 
 from schemas.base import BadInput
-from schemas.settings import RuntimeSettings, TrainingSettings
-from schemas.stage import StageRecord, StageSpec
+from schemas.settings import LoraSettings, RuntimeSettings, TrainingSettings
+from schemas.stage import StageRecord
 from sdft.checkpoint import is_due
-from sdft.data import data_hash, train_table, write_table
+from sdft.lora import add_adapter
 from sdft.model import LanguageModel, load_model
 from sdft.process import StageFailed, Stop
 from sdft.rollout import Completion
 from sdft.scoring import completion_hidden
 from sdft.stagelog import read_metrics
-from sdft.teacher import Teacher
+from sdft.teacher import Teacher, open_teacher
 from sdft.train import Unhealthy, train
 
-BASIC = TrainingSettings(
-    epochs=2, prompts_per_step=4, learning_rate=3e-3, warmup_steps=2, max_new_tokens=12
-)
 GOLDEN = json.loads((Path(__file__).parent / "golden_trajectory.json").read_text())
-
-
-class Case:
-    """One stage's inputs in a folder of its own."""
-
-    def __init__(self, model_dir: Path, folder: Path) -> None:
-        self.model_dir, self.folder = model_dir, folder
-        table = train_table(train_rows(10))
-        self.file = folder / "train.parquet"
-        write_table(table, self.file)
-        self.hash = data_hash(table)
-
-    def spec(self, training: TrainingSettings = BASIC, **runtime: object) -> StageSpec:
-        return StageSpec(
-            skill="alpha",
-            parent_dir=str(self.model_dir),
-            parent_hash="p",
-            train_file=str(self.file),
-            data_hash=self.hash,
-            seed=1,
-            training=training,
-            runtime=RuntimeSettings.model_validate({"device": "cpu", **runtime}),
-        )
-
-    def run(self, name: str, spec: StageSpec) -> tuple[StageRecord, list[float], Path]:
-        directory = self.folder / name
-        directory.mkdir(exist_ok=True)
-        record = train(spec, directory, Stop())
-        assert record is not None
-        lines = read_metrics(directory / "metrics.jsonl")
-        return record, [line.metrics["divergence"] for line in lines], directory
-
-
-@pytest.fixture
-def case(tiny_dir: Path, tmp_path: Path) -> Case:
-    return Case(tiny_dir, tmp_path)
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -123,7 +85,7 @@ def test_a_stage_that_learns_from_no_token_is_stopped_and_says_what_to_change(
     def says_nothing(lm: LanguageModel, prompts: list[list[int]], *_: object) -> list[Completion]:
         return [Completion([lm.end_of_turn], finished=True)] * len(prompts)
 
-    monkeypatch.setattr("sdft.train.generate", says_nothing)
+    monkeypatch.setattr("sdft.sampler.generate", says_nothing)
     training = BASIC.model_copy(update={"epochs": 3, "skip_first_tokens": 1})
     with pytest.raises(Unhealthy, match=r"step 5: no completion .*skip_first_tokens 1,.* lower it"):
         case.run("stopped", case.spec(training))
@@ -243,27 +205,41 @@ def test_sdft_learns_from_the_teacher_and_keeps_its_record(case: Case) -> None:
     load_model(directory / "model", torch.device("cpu"))
 
 
-def test_ema_follows_its_closed_form(tiny_dir: Path) -> None:
+@pytest.mark.parametrize("lora", [None, LoraSettings(rank=4)])
+def test_ema_follows_its_closed_form(case: Case, lora: LoraSettings | None) -> None:
     """After t updates towards a fixed student: student - (student - start) (1 - rate)^t."""
-    student = load_model(tiny_dir, torch.device("cpu")).model
-    teacher = Teacher(student, TrainingSettings(teacher="ema", ema_rate=0.02))
-    start = {name: value.clone() for name, value in student.named_parameters()}
+    training = TrainingSettings(teacher="ema", ema_rate=0.02, lora=lora)
+    trained, teacher = opened(case, training)
+    start = {name: value.clone() for name, value in trained.items()}
     with torch.no_grad():
-        for value in student.parameters():
+        for value in trained.values():
             value += 1.0
     for _ in range(10):
-        teacher.update(student)
-    for name, average in teacher.model.named_parameters():
+        teacher.update(trained)
+    assert teacher.averages.keys() == trained.keys()
+    for name, average in teacher.averages.items():
         expected = start[name] + 1.0 - (1 - 0.02) ** 10
         torch.testing.assert_close(average, expected, rtol=1e-5, atol=1e-5)
-    frozen = Teacher(student, TrainingSettings())
-    before = [value.clone() for value in frozen.model.parameters()]
+
+
+def test_a_frozen_teacher_stays_as_it_was(case: Case) -> None:
+    trained, teacher = opened(case, TrainingSettings())
+    before = [value.clone() for value in teacher.model.parameters()]
     with torch.no_grad():
-        for value in student.parameters():
+        for value in trained.values():
             value += 1.0
-    frozen.update(student)
-    assert all(torch.equal(a, b) for a, b in zip(before, frozen.model.parameters(), strict=True))
-    assert not frozen.state()
+    teacher.update(trained)
+    assert all(torch.equal(a, b) for a, b in zip(before, teacher.model.parameters(), strict=True))
+    assert not teacher.averages
+
+
+def opened(case: Case, training: TrainingSettings) -> tuple[dict[str, Parameter], Teacher]:
+    """What is trained, and the teacher."""
+    spec = case.spec(training)
+    lm = load_model(case.model_dir, torch.device("cpu"))
+    adapter = add_adapter(lm.model, training.lora, spec.seed) if training.lora else None
+    teacher = open_teacher(lm, adapter, spec)
+    return {n: one for n, one in lm.model.named_parameters() if one.requires_grad}, teacher
 
 
 def test_every_setting_that_changes_the_result_changes_the_key(case: Case) -> None:
@@ -301,6 +277,20 @@ def test_settings_that_do_not_fit_are_refused_with_the_numbers(
     assert not (case.folder / "bad" / "record.json").exists()
 
 
+def test_a_model_of_which_nothing_can_be_trained_is_refused(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def as_quantised(*args: Any) -> LanguageModel:
+        lm = load_model(*args)
+        lm.model.requires_grad_(False)
+        return lm
+
+    monkeypatch.setattr("sdft.train.load_model", as_quantised)
+    with pytest.raises(BadInput, match=r"none of its weights can be trained .*training\.lora"):
+        case.run("bad", case.spec())
+    assert not (case.folder / "bad" / "metrics.jsonl").exists()
+
+
 AFTER_THE_LAST_STEP = {
     "sdft.train:finish_stage",
     "sdft.record:model_files",
@@ -311,7 +301,7 @@ AFTER_THE_LAST_STEP = {
 @pytest.mark.parametrize(
     ("place", "turn"),
     [
-        ("sdft.train:generate", 2),
+        ("sdft.sampler:generate", 2),
         ("sdft.stagelog:StageLog.step", 2),
         ("sdft.stagelog:StageLog.flush_rollouts", 1),
         ("sdft.checkpoint:Checkpoints.save", 1),
@@ -354,22 +344,3 @@ def listening(stop: Stop) -> Generator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class StopAfter(Stop):
-    """Asks to stop when it has been looked at as often as the trainer does in `steps` steps."""
-
-    def __init__(self, steps: int) -> None:
-        self._steps, self._looks = steps, 0
-
-    @property
-    def requested(self) -> bool:  # type: ignore[override]
-        self._looks += 1
-        return self._looks >= self._steps
-
-
-def assert_weights_close(one: Path, other: Path) -> None:
-    first = load_model(one / "model", torch.device("cpu")).model.state_dict()
-    second = load_model(other / "model", torch.device("cpu")).model.state_dict()
-    for name, value in first.items():
-        torch.testing.assert_close(second[name], value, rtol=1e-3, atol=1e-4)

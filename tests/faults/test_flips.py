@@ -23,7 +23,7 @@ from sdft.checkpoint import Checkpoints
 from sdft.model import load_model
 from sdft.record import RECORD, verified_record
 from sdft.stagelog import METRICS, ROLLOUTS, read_metrics
-from sdft.teacher import Teacher
+from sdft.teacher import open_teacher
 from tasks.home import Home
 from tasks.proof import prove
 from tasks.stagefiles import INPUTS, SPEC, StageInputs, finished_dir
@@ -127,18 +127,19 @@ class Trainer:
     def load(self) -> tuple[int, str]:
         """The step that is gone on from, and a hash of all that was loaded."""
         lm = load_model(Path(self.spec.parent_dir), torch.device("cpu"))
-        optimizer = torch.optim.AdamW(lm.model.parameters())
-        teacher = Teacher(lm.model, self.spec.training)
+        trained = dict(lm.model.named_parameters())
+        optimizer = torch.optim.AdamW(trained.values())
+        teacher = open_teacher(lm, None, self.spec)
         checkpoints = Checkpoints(
             self.work / "checkpoints",
             self.spec.key,
             self.spec.runtime,
-            lm.model,
+            trained,
             optimizer,
             teacher,
         )
         step, metrics = checkpoints.load()
-        states = [*optimizer.state_dict()["state"].values(), teacher.state()]
+        states = [*optimizer.state_dict()["state"].values(), teacher.averages]
         tensors = [*lm.model.parameters(), *(one for state in states for one in state.values())]
         sums = [tensor.double().abs().sum().item() for tensor in tensors]
         return step, digest_json([step, metrics.decode(), *sums])

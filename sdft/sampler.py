@@ -1,0 +1,84 @@
+"""Who samples the student's answers: the model that is trained itself, or an engine beside it.
+
+Shapes: B sequences, R rows (all completion tokens, sequence after sequence), D width.
+"""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from schemas.base import BadInput
+from schemas.settings import RuntimeSettings
+from sdft.divergence import chunks
+from sdft.model import Head, LanguageModel
+from sdft.rollout import Completion, Sampling, generate, log_probabilities
+
+MOST = 2.0
+"""What a token's ratio counts at most, so that no single one rules a step (paper, appendix)."""
+
+
+class Sampler(Protocol):
+    """Answers prompts as the student would, as nearly as it can."""
+
+    is_student: bool
+    """Whether its probabilities are the student's own; others are corrected."""
+
+    def take_weights(self) -> None:
+        """Become the student as it is now; called before each step's `sample`."""
+
+    def sample(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Completion]:
+        """One completion a prompt, in their order, with the log-probability of every token."""
+        ...
+
+
+class StudentSampler:
+    """The model that is trained."""
+
+    is_student = True
+
+    def __init__(self, lm: LanguageModel) -> None:
+        self._lm = lm
+
+    def take_weights(self) -> None:
+        """Nothing: it is the student."""
+
+    def sample(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Completion]:
+        return generate(self._lm, prompts, sampling, seed)
+
+
+def open_sampler(lm: LanguageModel, model_dir: str, runtime: RuntimeSettings) -> Sampler:
+    """The sampler that the settings name; raises BadInput where it is not installed."""
+    if runtime.sampler == "student":
+        return StudentSampler(lm)
+    if lm.device.type != "cuda":
+        raise BadInput("runtime.sampler is 'vllm', which needs a CUDA device; use 'student'")
+    try:
+        from sdft.vllm_sampler import VllmSampler
+    except ModuleNotFoundError:
+        raise BadInput(
+            "runtime.sampler is 'vllm', which is not installed; pip install 'sdft[vllm]'"
+        ) from None
+    return VllmSampler(lm, model_dir, runtime)
+
+
+@torch.no_grad()
+def sequence_weights(
+    hidden_RD: Tensor, head: Head, answers: list[Completion], sampling: Sampling
+) -> Tensor:
+    """[B]: how much more probable each answer is under the student than under its sampler.
+
+    The product of the ratios of its tokens, each at most MOST: with it the mean over the sampler's
+    answers is, but for the cap, that over the student's own.
+    """
+    tokens_R = torch.tensor([t for one in answers for t in one.tokens], device=hidden_RD.device)
+    theirs_R = torch.tensor([p for one in answers for p in one.log_probs], device=hidden_RD.device)
+    ours_R = torch.cat(
+        [
+            log_probabilities(head.logits(hidden_RD[rows]), tokens_R[rows], sampling)
+            for rows in chunks(len(tokens_R), head)
+        ]
+    )
+    ratio_R = (ours_R - theirs_R).clamp(max=torch.tensor(MOST).log().item())
+    lengths = [len(one.tokens) for one in answers]
+    return torch.stack([one.sum() for one in ratio_R.split(lengths)]).exp()
