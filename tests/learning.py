@@ -53,7 +53,10 @@ class Point:
 
 
 def write_curriculum(folder: Path, seed: int = 0, skills: tuple[str, ...] = SKILLS) -> Path:
-    """Skills of the quickstart with a dozen demonstrations and six items each."""
+    """Skills of the quickstart with a dozen demonstrations and six items each.
+
+    The first trains all weights, those after it adapters.
+    """
     for kind, rows in [("train", 12), ("eval", 6)]:
         for skill in skills:
             lines = (QUICKSTART / "skills" / skill / f"{kind}.jsonl").read_text().splitlines()
@@ -65,7 +68,12 @@ def write_curriculum(folder: Path, seed: int = 0, skills: tuple[str, ...] = SKIL
         "base_model": str(POCKET),
         "seed": seed,
         "skills": [
-            {"name": one, "train": f"{one}-train.jsonl", "eval": f"{one}-eval.jsonl"}
+            {
+                "name": one,
+                "train": f"{one}-train.jsonl",
+                "eval": f"{one}-eval.jsonl",
+                "training": {} if one == skills[0] else {"lora": {"rank": 8}},
+            }
             for one in skills
         ],
         "general": [{"name": "sums", "eval": "sums.jsonl"}],

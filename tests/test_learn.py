@@ -33,7 +33,12 @@ def write_curriculum(folder: Path, skills: list[str], **changes: Any) -> Path:
         "name": "demo",
         "base_model": "model",
         "skills": [
-            {"name": skill, "train": f"{skill}-train.jsonl", "eval": f"{skill}-eval.jsonl"}
+            {
+                "name": skill,
+                "train": f"{skill}-train.jsonl",
+                "eval": f"{skill}-eval.jsonl",
+                "training": {"lora": {"rank": 4}} if skill == "beta" else {},
+            }
             for skill in skills
         ],
         "general": [{"name": "general", "eval": "general-eval.jsonl"}],
@@ -140,6 +145,31 @@ def test_runs_hold_settings_data_scores_and_artifacts(place: Place) -> None:
     }
     kept = place.client.list_artifacts(version.run_id, "checkpoints")
     assert [one.path for one in kept] == ["checkpoints/step-000002", "checkpoints/step-000004"]
+
+
+def test_an_adapter_lies_with_its_run_and_comes_with_the_stage_to_another_home(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a copy of the base; the version's package has it merged."""
+    from schemas.stage import StageRecord
+    from sdft.record import verified_record
+    from tasks.home import Home
+    from tasks.stagefiles import finished_dir
+    from tasks.training import _fetch
+
+    full, adapted = place.versions()[:2]
+    kept = place.client.list_artifacts(adapted.run_id, "adapter")
+    assert [Path(one.path).name for one in kept] == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    assert not place.client.list_artifacts(full.run_id, "adapter")
+    record = StageRecord.read(Path(place.client.download_artifacts(adapted.run_id, "record.json")))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", Home(place.home).tracking_uri)
+    assert _fetch(Home(tmp_path), record.spec, "demo")
+    fetched = finished_dir(Home(tmp_path), record.spec)
+    assert verified_record(fetched) == record
+    assert (fetched / "adapter" / "adapter_model.safetensors").is_file()
 
 
 def test_the_matrix_is_an_artifact_in_three_forms(place: Place, tmp_path: Path) -> None:
