@@ -34,6 +34,7 @@ ROOT = Path(__file__).parent.parent
 TEMPLATE = "{prompt}\n\nExample response:\n{demonstration}\n\nNow answer the request."
 RATE = 1e-6
 """So low that every step is like the first one."""
+LORA: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 CASES = {
     "pocket": {
         "skill": "examples/quickstart/skills/courier/train.jsonl",
@@ -81,6 +82,7 @@ def main() -> None:
     parser.add_argument("--model", choices=CASES, default="pocket")
     parser.add_argument("--steps", type=int, default=4, help="measured steps a round, after one")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--lora", action="store_true", help="train adapters, not all weights")
     parser.add_argument("--arm", choices=ARMS, help="used by itself: one round of one arm")
     arguments = parser.parse_args()
     if arguments.arm:
@@ -97,7 +99,7 @@ def main() -> None:
 
 def one_round(arm: str, arguments: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, __file__, "--arm", arm, "--model", arguments.model]
-    command += ["--steps", str(arguments.steps)]
+    command += ["--steps", str(arguments.steps), *(["--lora"] if arguments.lora else [])]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{arm} failed:\n{done.stderr[-3000:]}")
@@ -132,7 +134,7 @@ def report(found: dict[str, list[dict[str, Any]]], arguments: argparse.Namespace
             ("memory_checkpointing", "working_bytes", "peer-checkpointing"),
         ]
     }
-    print(json.dumps({"model": arguments.model, **ratios}))
+    print(json.dumps({"model": arguments.model, "lora": arguments.lora, **ratios}))
 
 
 def rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -152,7 +154,7 @@ def model_dir(name: str, folder: Path) -> Path:
 
 
 def result(memory: Memory, seconds: list[float], tokens: list[float], weights: int) -> dict:
-    """Of the measured steps; gradients and two moments of AdamW are as large as the weights."""
+    """Of the measured steps; gradients and two moments of AdamW are as large as what is trained."""
     return {
         "step_s": statistics.median(seconds[1:]),
         "tokens": statistics.mean(tokens[1:]),
@@ -161,7 +163,7 @@ def result(memory: Memory, seconds: list[float], tokens: list[float], weights: i
 
 
 def run_ours(arguments: argparse.Namespace) -> dict[str, Any]:
-    from schemas.settings import RuntimeSettings, TrainingSettings
+    from schemas.settings import LoraSettings, RuntimeSettings, TrainingSettings
     from schemas.stage import StageSpec
     from sdft import train as trainer
     from sdft.data import data_hash, train_table, write_table
@@ -188,11 +190,14 @@ def run_ours(arguments: argparse.Namespace) -> dict[str, Any]:
                 warmup_steps=0,
                 max_new_tokens=int(case["tokens"]),
                 teacher_template=TEMPLATE,
+                lora=LoraSettings(rank=LORA["r"], alpha=LORA["lora_alpha"])
+                if arguments.lora
+                else None,
             ),
             runtime=RuntimeSettings(),
         )
         loaded: list[Any] = []
-        noting(trainer, "Teacher", memory, loaded)
+        noting(trainer, memory, loaded)
         spent = Spent()
         (folder / "stage").mkdir()
         with memory.watched():
@@ -209,12 +214,11 @@ class Spent:
     """Where the time of our steps goes, and what they compute, by functions of the trainer."""
 
     def __init__(self) -> None:
-        from sdft import gradient
-        from sdft import train as trainer
+        from sdft import gradient, sampler
 
         self._seconds: Counter[str] = Counter()
         self._tflop = 0.0
-        self._watch(trainer, "generate", lambda: "sampling")
+        self._watch(sampler, "generate", lambda: "sampling")
         self._watch(gradient.StepGradient, "add", lambda: "teacher, student and loss")
         grad = torch.is_grad_enabled
         self._watch(gradient, "completion_hidden", lambda: "student" if grad() else "teacher")
@@ -228,7 +232,7 @@ class Spent:
             made = real(*args)
             self._seconds[label] += time.perf_counter() - began
             if name == "completion_hidden":
-                model, prompts, completions, _, prefix = args
+                model, prompts, completions, prefix = args
                 passed = sum(map(len, [*prompts, *completions])) - len(prompts) * len(prefix.tokens)
                 head = model.get_output_embeddings().weight.numel()
                 layers = sum(one.numel() for one in model.base_model.parameters()) - head
@@ -273,21 +277,27 @@ def machine() -> dict[str, float]:
     return {name: round(value, 1) for name, value in found.items()}
 
 
-def noting(trainer: Any, name: str, memory: Memory, loaded: list[int]) -> None:
+def noting(trainer: Any, memory: Memory, loaded: list[int]) -> None:
     """Have the memory looked at when student and teacher are there, and nothing else yet."""
-    real: Callable[..., Any] = getattr(trainer, name)
+    real: Callable[..., Any] = trainer.open_teacher
 
-    def made(student: Any, settings: Any) -> Any:
-        teacher = real(student, settings)
+    def made(lm: Any, *others: Any) -> Any:
+        teacher = real(lm, *others)
         memory.base = memory.peak = memory.now()
-        loaded.append(sum(one.numel() * one.element_size() for one in student.parameters()))
+        loaded.append(trained_bytes(lm.model))
         return teacher
 
-    setattr(trainer, name, made)
+    trainer.open_teacher = made
+
+
+def trained_bytes(model: nn.Module) -> int:
+    learn = [one for one in model.parameters() if one.requires_grad]
+    return sum(one.numel() * one.element_size() for one in learn)
 
 
 def run_peer(arguments: argparse.Namespace) -> dict[str, Any]:
     from datasets import Dataset
+    from peft import LoraConfig
     from transformers import TrainerCallback
     from trl.experimental.sdft import SDFTConfig, SDFTTrainer
 
@@ -346,8 +356,9 @@ def run_peer(arguments: argparse.Namespace) -> dict[str, Any]:
             args=config,
             train_dataset=Dataset.from_list(data),
             callbacks=[Watch()],
+            peft_config=LoraConfig(task_type="CAUSAL_LM", **LORA) if arguments.lora else None,
         )
-        weights = sum(one.numel() * one.element_size() for one in trainer.model.parameters())
+        weights = trained_bytes(trainer.model)
         with memory.watched():
             trainer.train()
     return result(memory, seconds, tokens, weights)
