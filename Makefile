@@ -42,7 +42,9 @@ bench: setup
 	$(BIN)/python benchmarks/durability.py
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python examples/smollm2/fetch_model.py
+	$(BIN)/python benchmarks/peer_loss.py
 	$(BIN)/python benchmarks/peer.py --model pocket
+	$(BIN)/python benchmarks/peer.py --model smollm2 --lora
 	$(BIN)/python benchmarks/peer.py --model smollm2
 
 clean:

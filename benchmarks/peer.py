@@ -47,7 +47,7 @@ CASES = {
         "tokens": 48,
     },
 }
-ARMS = ("ours", "peer", "peer-checkpointing")
+ARMS = ("ours", "ours-sft", "peer", "peer-checkpointing")
 
 
 class Memory:
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--arm", choices=ARMS, help="used by itself: one round of one arm")
     arguments = parser.parse_args()
     if arguments.arm:
-        arm = run_ours if arguments.arm == "ours" else run_peer
+        arm = run_ours if arguments.arm.startswith("ours") else run_peer
         print(json.dumps(arm(arguments)))
         return
     found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
@@ -134,6 +134,7 @@ def report(found: dict[str, list[dict[str, Any]]], arguments: argparse.Namespace
             ("memory_checkpointing", "working_bytes", "peer-checkpointing"),
         ]
     }
+    ratios["sdft_over_sft"] = round(middle("ours", "step_s") / middle("ours-sft", "step_s"), 2)
     print(json.dumps({"model": arguments.model, "lora": arguments.lora, **ratios}))
 
 
@@ -184,6 +185,7 @@ def run_ours(arguments: argparse.Namespace) -> dict[str, Any]:
             data_hash=data_hash(table),
             seed=0,
             training=TrainingSettings(
+                method="sft" if arguments.arm == "ours-sft" else "sdft",
                 epochs=1,
                 prompts_per_step=int(case["prompts"]),
                 learning_rate=RATE,
@@ -279,15 +281,14 @@ def machine() -> dict[str, float]:
 
 def noting(trainer: Any, memory: Memory, loaded: list[int]) -> None:
     """Have the memory looked at when student and teacher are there, and nothing else yet."""
-    real: Callable[..., Any] = trainer.open_teacher
+    real: Callable[..., Any] = trainer.Checkpoints
 
-    def made(lm: Any, *others: Any) -> Any:
-        teacher = real(lm, *others)
+    def made(folder: Any, key: Any, runtime: Any, trained: dict[str, Any], *others: Any) -> Any:
         memory.base = memory.peak = memory.now()
-        loaded.append(trained_bytes(lm.model))
-        return teacher
+        loaded.append(sum(one.numel() * one.element_size() for one in trained.values()))
+        return real(folder, key, runtime, trained, *others)
 
-    trainer.open_teacher = made
+    trainer.Checkpoints = made
 
 
 def trained_bytes(model: nn.Module) -> int:
