@@ -21,17 +21,20 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from schemas.base import BadInput, Contract
 from schemas.digest import digest_file
 from schemas.ledger import Entry
-from schemas.stage import FileDigest
+from schemas.stage import FileDigest, StageRecord
 from sdft.modelfiles import all_files, model_hash
 from sdft.record import RECORD
-from sdft.stagelog import METRICS
+from sdft.stagelog import METRICS, ROLLOUTS
+from tasks.stagefiles import INPUTS
 
 PACKAGE, EVIDENCE = "package.json", "evidence.json"
 """Manifests, artifacts of the stage's run."""
 VERDICTS = "verdicts"
 MLFLOWS_OWN = "registered_model_meta"
 """MLflow writes this beside a package that it hands out, even in place."""
-_EVIDENCE_PATHS = (RECORD, METRICS, "validation")
+MODEL_FILES = "model-files"
+"""Artifacts of a run: what its model directory has beside the weights."""
+EVIDENCE_PATHS = (RECORD, INPUTS, METRICS, ROLLOUTS, MODEL_FILES, "validation")
 
 
 class Manifest(Contract):
@@ -128,9 +131,11 @@ def package_of(uri: str) -> tuple[Path, Manifest]:
 
 
 def evidence_of(run: Run) -> tuple[Path, Manifest]:
-    """Record, metrics, data and validation of a stage, as its run gives them back."""
+    """What a stage was made from, and what its making left, as its run gives them back."""
     found: list[FileDigest] = []
-    for path in _EVIDENCE_PATHS:
+    listed = mlflow.artifacts.list_artifacts(artifact_uri=run.info.artifact_uri)
+    there = {Path(one.path).name for one in listed}
+    for path in sorted(there.intersection(EVIDENCE_PATHS)):  # SFT has no rollouts
         place = run_file(run, path)
         if place.is_file():
             size = place.stat().st_size
@@ -166,6 +171,19 @@ def check_weights(label: str, package: Manifest, trained: tuple[FileDigest, ...]
     )
     if packed != written:
         raise BadInput(f"{label}: its package does not hold the weights that were trained")
+
+
+def check_logs(label: str, evidence: Manifest, record: StageRecord) -> None:
+    """Prove that a run keeps the very curve, rollouts and model files that the trainer wrote."""
+    made = {*record.logs}
+    for file in record.files:
+        if ".safetensors" not in file.path:  # the weights are in the package
+            made.add(file.model_copy(update={"path": f"{MODEL_FILES}/{file.path}"}))
+    kept = {
+        one for one in evidence.files if one.path.split("/")[0] in (METRICS, ROLLOUTS, MODEL_FILES)
+    }
+    if differs := sorted(one.path for one in made ^ kept):
+        raise BadInput(f"{label}: {differs[0]} of its run is not what the trainer wrote")
 
 
 def verdict_file(digest: str) -> str:
