@@ -208,13 +208,13 @@ def ui(
     if uri.startswith("http"):
         console.print(f"MLFLOW_TRACKING_URI is set: MLflow's pages are on {shown_address(uri)}")
         return
-    command = ["server", "--backend-store-uri", uri, "--artifacts-destination", artifacts]
+    # By the environment: everybody on this machine can read a command, and a password in it.
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri
+    os.environ["MLFLOW_ARTIFACTS_DESTINATION"] = artifacts
     console.print(f"MLflow on http://127.0.0.1:{port}")
     sys.stdout.flush()
-    os.execv(
-        sys.executable,
-        [sys.executable, "-m", "mlflow", *command, "--workers", "1", "--port", str(port)],
-    )
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
+    os.execv(sys.executable, command)
 
 
 app.add_typer(registry.app)
