@@ -97,9 +97,10 @@ def replay(
 
     The result is a candidate with its own lineage: promote it to let it replace the champion.
     """
+    opened = open_home(home, offline=False)
     from tasks.replay import curriculum_without
 
-    _learn(curriculum_without(open_home(home, offline=False), name, without), home)
+    _learn(curriculum_without(opened, name, without), home)
 
 
 def _learn(curriculum_file: Path, home: Path) -> None:

@@ -91,15 +91,15 @@ class Registered:
 
 def open_registered(client: MlflowClient, entry: Entry) -> Registered:
     """The version that a `registered` entry is about; raises BadInput where it is gone."""
+    what = "is gone from the registry"
     try:
         version = client.get_model_version(entry.name, entry.version or "")
+        what = f"its run {version.run_id} is gone, and all that it kept of how it was made"
         run = client.get_run(version.run_id or "")
     except MlflowException as error:
         if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
             raise
-        raise BadInput(
-            f"{entry.name}/{entry.version}: is gone from the registry, or its run is"
-        ) from None
+        raise BadInput(f"{entry.name}/{entry.version}: {what}") from None
     return Registered(entry, version, run, package_uri(client, version))
 
 
@@ -175,14 +175,13 @@ def check_weights(label: str, package: Manifest, trained: tuple[FileDigest, ...]
 
 def check_logs(label: str, evidence: Manifest, record: StageRecord) -> None:
     """Prove that a run keeps the very curve, rollouts and model files that the trainer wrote."""
-    made = {*record.logs}
+    made = set(record.logs)
     for file in record.files:
         if ".safetensors" not in file.path:  # the weights are in the package
             made.add(file.model_copy(update={"path": f"{MODEL_FILES}/{file.path}"}))
-    kept = {
-        one for one in evidence.files if one.path.split("/")[0] in (METRICS, ROLLOUTS, MODEL_FILES)
-    }
-    if differs := sorted(one.path for one in made ^ kept):
+    trained = (METRICS, ROLLOUTS, MODEL_FILES)
+    kept = [one for one in evidence.files if one.path.split("/")[0] in trained]
+    if differs := sorted(one.path for one in made.symmetric_difference(kept)):
         raise BadInput(f"{label}: {differs[0]} of its run is not what the trainer wrote")
 
 

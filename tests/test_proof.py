@@ -120,9 +120,8 @@ def test_trace_goes_on_without_what_is_gone_and_names_it(tmp_path: Path) -> None
         place.register(stages[name], None)
     home, client = places["whole"].home, places["whole"].client
     row, *_, last = row_hashes(client.get_run(stages["whole"].run_id), "a")
-    SqlAlchemyStore(home.tracking_uri, home.artifacts.as_uri())._hard_delete_run(
-        stages["run"].run_id
-    )
+    gone = stages["run"].run_id
+    SqlAlchemyStore(home.tracking_uri, home.artifacts.as_uri())._hard_delete_run(gone)
     client.delete_registered_model("model")
     rows = run_file(client.get_run(stages["row"].run_id), "validation/a/train/rows.parquet")
     pq.write_table(pq.read_table(rows).slice(1), rows)
@@ -131,8 +130,8 @@ def test_trace_goes_on_without_what_is_gone_and_names_it(tmp_path: Path) -> None
         traces = trace(home, wanted)
         assert [one.name for one in traces.found] == ["whole"]
         assert {one.name: one.reason for one in traces.unread} == {
-            "run": "is gone from the registry, or its run is",
-            "model": "is gone from the registry, or its run is",
+            "run": f"its run {gone} is gone, and all that it kept of how it was made",
+            "model": "is gone from the registry",
             "row": "its data rows are not those that were registered",
         }
     stage = stages["whole"]
