@@ -97,9 +97,10 @@ def replay(
 
     The result is a candidate with its own lineage: promote it to let it replace the champion.
     """
+    opened = open_home(home, offline=False)
     from tasks.replay import curriculum_without
 
-    _learn(curriculum_without(open_home(home, offline=False), name, without), home)
+    _learn(curriculum_without(opened, name, without), home)
 
 
 def _learn(curriculum_file: Path, home: Path) -> None:
@@ -208,13 +209,13 @@ def ui(
     if uri.startswith("http"):
         console.print(f"MLFLOW_TRACKING_URI is set: MLflow's pages are on {shown_address(uri)}")
         return
-    command = ["server", "--backend-store-uri", uri, "--artifacts-destination", artifacts]
+    # By the environment: everybody on this machine can read a command, and a password in it.
+    os.environ["MLFLOW_BACKEND_STORE_URI"] = uri
+    os.environ["MLFLOW_ARTIFACTS_DESTINATION"] = artifacts
     console.print(f"MLflow on http://127.0.0.1:{port}")
     sys.stdout.flush()
-    os.execv(
-        sys.executable,
-        [sys.executable, "-m", "mlflow", *command, "--workers", "1", "--port", str(port)],
-    )
+    command = [sys.executable, "-m", "mlflow", "server", "--workers", "1", "--port", str(port)]
+    os.execv(sys.executable, command)
 
 
 app.add_typer(registry.app)

@@ -125,6 +125,9 @@ def show_status(names: list[RegisteredName]) -> None:
                 style=style,
             )
         console.print(table)
+        for line in one.drift:
+            told = f"{line}; sdft reconcile puts it back"
+            console.print(told, style="yellow", markup=False, soft_wrap=True)
 
 
 def _show_verdict(verdict: Verdict) -> None:

@@ -93,7 +93,8 @@ def show_ledger(name: str, entries: Sequence[Entry]) -> None:
 def show_traces(wanted: str, traces: Traces) -> None:
     """One line a version that holds what was looked for, and one a version that was not read."""
     if traces.found:
-        table = Table(title=f"versions that hold {wanted}", title_justify="left", box=None)
+        console.print(f"versions that hold {wanted}", markup=False, soft_wrap=True)
+        table = Table(box=None)
         for column in ("version", "aliases", "through", "found"):
             table.add_column(column)
         for one in traces.found:
@@ -105,7 +106,7 @@ def show_traces(wanted: str, traces: Traces) -> None:
         console.print(table)
     else:
         could = " that could be read" if traces.unread else ""
-        console.print(f"no version{could} holds {wanted}", markup=False)
+        console.print(f"no version{could} holds {wanted}", markup=False, soft_wrap=True)
     for one in traces.unread:
         line = f"not read: {one.name}/{one.version}, with all that is built on it: {one.reason}"
         console.print(line, style="yellow", markup=False, soft_wrap=True)

@@ -91,13 +91,13 @@ def verified_record(directory: Path) -> StageRecord | None:
     if not path.is_file():
         return None
     record = StageRecord.read(path)
-    for what, now, recorded in [
-        ("model", model_files(directory / "model"), record.files),
-        ("adapter", adapter_files(directory), record.adapter),
-        ("curve or rollouts", log_files(directory), record.logs),
+    for place, now, recorded in [
+        (directory / "model", model_files(directory / "model"), record.files),
+        (directory / ADAPTER, adapter_files(directory), record.adapter),
+        (directory, log_files(directory), record.logs),
     ]:
-        if now != recorded:
-            raise BadInput(f"{directory}: its {what} are not the files that {RECORD} lists")
+        if differs := sorted(one.path for one in set(now) ^ set(recorded)):
+            raise BadInput(f"{place / differs[0]}: is not as {directory / RECORD} lists it")
     return record
 
 

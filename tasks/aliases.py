@@ -14,6 +14,7 @@ from schemas.ledger import Draft, Entry
 from sdft.chain import champions
 from tasks.home import Home
 from tasks.ledger import Ledger
+from tasks.packages import open_registered
 from tasks.tracking import VERDICT_TAG, all_versions, open_client
 
 _NOT_THERE = (
@@ -172,8 +173,21 @@ def reconcile(home: Home, name: str) -> list[str]:
         f"{name}/{one}: is in the registry only; sdft learn or delete it"
         for one in sorted(there - known, key=int)
     ]
-    found += [
-        f"{name}/{one}: is in the ledger, but gone from the registry"
-        for one in sorted((v for v in known - there if v), key=int)
-    ]
+    return found + _deleted_runs(client, [one for one in entries if one.kind == "registered"])
+
+
+def _deleted_runs(client: MlflowClient, registered: list[Entry]) -> list[str]:
+    """Versions that are gone, or their run: MLflow deletes one, whatever rests on it."""
+    found = []
+    for one in registered:
+        try:
+            run = open_registered(client, one).run.info
+        except BadInput as gone:
+            found.append(str(gone))
+            continue
+        if run.lifecycle_stage == "deleted":
+            found.append(
+                f"{one.name}/{one.version}: its run was deleted, and mlflow gc would remove what "
+                f"proves it; to keep it: mlflow runs restore --run-id {run.run_id}"
+            )
     return found

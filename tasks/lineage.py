@@ -58,7 +58,10 @@ def resolve(home: Home, reference: str) -> tuple[str, str]:
     aliases = wanted_aliases(entries)
     wanted = alias or CHAMPION
     if wanted not in aliases:
-        raise BadInput(f"{name}@{wanted}: the aliases are {' and '.join(aliases)}")
+        raise BadInput(
+            f"{name}@{wanted}: the aliases are {' and '.join(aliases)}; what another one points to "
+            f"is asked for by its version: {name}/VERSION, see sdft status"
+        )
     if (found := aliases[wanted]) is None:
         raise BadInput(f"{name}: has no {wanted}")
     return name, found

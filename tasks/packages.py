@@ -21,17 +21,20 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from schemas.base import BadInput, Contract
 from schemas.digest import digest_file
 from schemas.ledger import Entry
-from schemas.stage import FileDigest
+from schemas.stage import FileDigest, StageRecord
 from sdft.modelfiles import all_files, model_hash
-from sdft.record import RECORD
-from sdft.stagelog import METRICS
+from sdft.record import ADAPTER, RECORD
+from sdft.stagelog import METRICS, ROLLOUTS
+from tasks.stagefiles import INPUTS
 
 PACKAGE, EVIDENCE = "package.json", "evidence.json"
 """Manifests, artifacts of the stage's run."""
 VERDICTS = "verdicts"
 MLFLOWS_OWN = "registered_model_meta"
 """MLflow writes this beside a package that it hands out, even in place."""
-_EVIDENCE_PATHS = (RECORD, METRICS, "validation")
+MODEL_FILES = "model-files"
+"""Artifacts of a run: what its model directory has beside the weights."""
+EVIDENCE_PATHS = (RECORD, INPUTS, METRICS, ROLLOUTS, MODEL_FILES, ADAPTER, "validation")
 
 
 class Manifest(Contract):
@@ -88,15 +91,15 @@ class Registered:
 
 def open_registered(client: MlflowClient, entry: Entry) -> Registered:
     """The version that a `registered` entry is about; raises BadInput where it is gone."""
+    what = "is gone from the registry"
     try:
         version = client.get_model_version(entry.name, entry.version or "")
+        what = f"its run {version.run_id} is gone, and all that it kept of how it was made"
         run = client.get_run(version.run_id or "")
     except MlflowException as error:
         if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
             raise
-        raise BadInput(
-            f"{entry.name}/{entry.version}: is gone from the registry, or its run is"
-        ) from None
+        raise BadInput(f"{entry.name}/{entry.version}: {what}") from None
     return Registered(entry, version, run, package_uri(client, version))
 
 
@@ -128,9 +131,11 @@ def package_of(uri: str) -> tuple[Path, Manifest]:
 
 
 def evidence_of(run: Run) -> tuple[Path, Manifest]:
-    """Record, metrics, data and validation of a stage, as its run gives them back."""
+    """What a stage was made from, and what its making left, as its run gives them back."""
     found: list[FileDigest] = []
-    for path in _EVIDENCE_PATHS:
+    listed = mlflow.artifacts.list_artifacts(artifact_uri=run.info.artifact_uri)
+    there = {Path(one.path).name for one in listed}
+    for path in sorted(there.intersection(EVIDENCE_PATHS)):  # SFT has no rollouts
         place = run_file(run, path)
         if place.is_file():
             size = place.stat().st_size
@@ -166,6 +171,19 @@ def check_weights(label: str, package: Manifest, trained: tuple[FileDigest, ...]
     )
     if packed != written:
         raise BadInput(f"{label}: its package does not hold the weights that were trained")
+
+
+def check_logs(label: str, evidence: Manifest, record: StageRecord) -> None:
+    """Prove that a run keeps the very curve, rollouts and model files that the trainer wrote."""
+    made = set(record.logs)
+    made.update(one.model_copy(update={"path": f"{ADAPTER}/{one.path}"}) for one in record.adapter)
+    for file in record.files:
+        if ".safetensors" not in file.path:  # the weights are in the package
+            made.add(file.model_copy(update={"path": f"{MODEL_FILES}/{file.path}"}))
+    trained = (METRICS, ROLLOUTS, MODEL_FILES, ADAPTER)
+    kept = [one for one in evidence.files if one.path.split("/")[0] in trained]
+    if differs := sorted(one.path for one in made.symmetric_difference(kept)):
+        raise BadInput(f"{label}: {differs[0]} of its run is not what the trainer wrote")
 
 
 def verdict_file(digest: str) -> str:

@@ -17,7 +17,7 @@ from schemas.stage import StageRecord
 from sdft.chain import ancestry, first_break
 from sdft.data import rehash
 from sdft.modelfiles import model_files, model_hash
-from sdft.record import RECORD
+from sdft.record import RECORD, verified_record
 from tasks.aliases import drift, own_entries
 from tasks.home import Home
 from tasks.ledger import Ledger
@@ -26,6 +26,7 @@ from tasks.packages import (
     Manifest,
     Registered,
     check_evidence,
+    check_logs,
     check_package,
     check_weights,
     open_registered,
@@ -71,9 +72,11 @@ def prove(home: Home, reference: str) -> Proof:
         for entry in line:
             registered = open_registered(client, entry)
             package = check_package(registered)
-            manifests += [check_evidence(registered), package]
+            evidence = check_evidence(registered)
+            manifests += [evidence, package]
             records.append(_check_stage(home, registered, records[-1] if records else None))
             check_weights(registered.label, package, records[-1].files)
+            check_logs(registered.label, evidence, records[-1])
             _check_verdicts(registered, entries)
     except (BadInput, MlflowException, OSError) as error:  # altered, or gone
         raise Lie(str(error)) from None
@@ -122,8 +125,9 @@ def _check_stage(home: Home, registered: Registered, parent: StageRecord | None)
     for what, (found, written) in claims.items():
         if found != written:
             raise Lie(f"{label}: {what}: found {found}, written down {written}")
-    trained = home.stages / record.key[:32] / "model"
-    if trained.is_dir() and model_files(trained) != record.files:
+    trained = home.stages / record.key[:32]
+    here = verified_record(trained)
+    if here is not None and here.files != record.files:
         raise Lie(f"{label}: {trained} does not hold the weights that were trained")
     return record
 

@@ -22,6 +22,7 @@ from tasks.ledger import Ledger, Raced
 from tasks.packages import (
     EVIDENCE,
     PACKAGE,
+    check_logs,
     check_weights,
     evidence_of,
     log_manifest,
@@ -168,6 +169,7 @@ def _registration(
     record = StageRecord.read(Path(stage.directory) / RECORD)
     check_weights(f"{name}/{version.version}", package, record.files)
     _, evidence = evidence_of(client.get_run(stage.run_id))
+    check_logs(f"{name}/{version.version}", evidence, record)
     log_manifest(client, stage.run_id, PACKAGE, package)
     log_manifest(client, stage.run_id, EVIDENCE, evidence)
     return Draft(

@@ -21,7 +21,10 @@ def curriculum_without(home: Home, name: str, skill: str) -> Path:
         raise BadInput(f"{home.root}: has learned no curriculum named {name!r}; see sdft status")
     names = [one.name for one in found.skills]
     if names == [skill]:
-        raise BadInput(f"{name}: {skill} is its only skill; without it the base model is left")
+        raise BadInput(
+            f"{name}: {skill} is the only skill of its newest curriculum; without it the base "
+            "model is left"
+        )
     kept = tuple(one for one in found.skills if one.name != skill)
     left = found.model_copy(update={"skills": kept}).model_dump(mode="json")
     text = yaml.safe_dump(left, sort_keys=False, allow_unicode=True)
@@ -30,5 +33,7 @@ def curriculum_without(home: Home, name: str, skill: str) -> Path:
         home.curricula.mkdir(exist_ok=True)
         write_atomically(path, text)
     elif not (path in home.curricula.glob("*.yaml") and load_curriculum(path) == found):
-        raise BadInput(f"{name}: has no skill {skill!r}; it has {', '.join(names)}")
+        raise BadInput(
+            f"{name}: its newest curriculum has no skill {skill!r}; it has {', '.join(names)}"
+        )
     return path

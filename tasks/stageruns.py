@@ -15,6 +15,7 @@ from sdft.stagelog import METRICS, MetricsReader, read_metrics
 from tasks.home import Home
 from tasks.leases import Fence, Fenced, check
 from tasks.ledger import Ledger
+from tasks.packages import MODEL_FILES
 from tasks.stagefiles import INPUTS, StageInputs
 from tasks.tracking import (
     HOME_TAG,
@@ -36,7 +37,6 @@ CARRY_S, LONGEST_S = 1.0, 30.0
 """How often metrics are carried; the pause doubles up to the longest while MLflow is away."""
 LEAD_METRIC = "train/divergence"
 """Every step has it, and a step is carried whole: which steps a run has is read from it."""
-MODEL_FILES = "model-files"
 ENDED, PEAK = "sdft.ended", "sdft.peak_memory_bytes"
 
 

@@ -1,7 +1,9 @@
 """Everything that is registered, for `sdft status`."""
 
 from schemas.base import Contract
+from tasks.aliases import drift
 from tasks.home import Home
+from tasks.ledger import Ledger
 from tasks.tracking import VERDICT_TAG, all_pages, all_versions, open_client
 
 
@@ -22,14 +24,17 @@ class RegisteredName(Contract):
 
     name: str
     versions: tuple[RegisteredVersion, ...]
+    drift: tuple[str, ...]
+    """How its aliases differ from the ledger, one line each."""
 
 
 def registry_status(home: Home) -> list[RegisteredName]:
     """Everything that is registered in this home."""
-    client = open_client(home)
+    client, ledger = open_client(home), Ledger(home)
     return [
         RegisteredName(
             name=model.name,
+            drift=tuple(drift(client, model.name, ledger.entries(model.name))),
             versions=tuple(
                 RegisteredVersion(
                     version=str(one.version),

@@ -7,23 +7,27 @@ import os
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 from conftest import train_rows
 
+from schemas.data import ROLLOUT_SCHEMA
 from schemas.digest import digest_json
 from schemas.results import Verdict
 from schemas.settings import RuntimeSettings, TrainingSettings
-from schemas.snapshot import Snapshot
+from schemas.snapshot import Snapshot, SuiteData
 from schemas.stage import StageRecord, StageSpec
 from sdft.data import data_hash, train_table, write_table
 from sdft.modelfiles import all_files, model_files, model_hash
 from sdft.record import RECORD, log_files
-from sdft.stagelog import METRICS
+from sdft.stagelog import METRICS, ROLLOUTS
 from tasks import registration
 from tasks.basemodel import ModelDir
 from tasks.gating import keep_verdict
 from tasks.home import Home
 from tasks.leases import leased
-from tasks.tracking import experiment, log_snapshot, open_client, stage_run
+from tasks.stagefiles import INPUTS, StageInputs
+from tasks.stageruns import log_stage
+from tasks.tracking import open_client
 from tasks.training import TrainedStage
 
 
@@ -56,7 +60,11 @@ class RegistryHome:
         directory = self.home.stages / spec.key[:32]
         model = self._model(directory / "model", spec.key)
         (directory / METRICS).write_text('{"step":1,"time_ms":0,"metrics":{"divergence":0.5}}\n')
-        (directory / "rollouts").mkdir(exist_ok=True)
+        (directory / ROLLOUTS).mkdir(exist_ok=True)
+        rollout = {"step": 1, "id": "0", "prompt": "a", "completion": "b", "tokens": 1}
+        rollout |= {"finished": True, "divergence": 0.5}
+        table = pa.Table.from_pylist([rollout], schema=ROLLOUT_SCHEMA)
+        write_table(table, directory / ROLLOUTS / "step-000001.parquet")
         record = StageRecord(
             key=spec.key,
             spec=spec,
@@ -71,14 +79,11 @@ class RegistryHome:
             environment={"device": "cpu"},
         ).seal()
         record.write(directory / RECORD)
-        run_id = stage_run(
-            self.client, experiment(self.client, self.home, self.name), spec, stage
-        ).info.run_id
-        for file in (RECORD, METRICS):
-            self.client.log_artifact(run_id, str(directory / file))
-        log_snapshot(self.client, run_id, snapshot, "training")
+        data = SuiteData(eval=snapshot.model_copy(update={"name": f"{skill}/eval"}), train=snapshot)
+        inputs = StageInputs(curriculum=self.name, stage=stage, data=data).seal()
+        inputs.write(directory / INPUTS)
+        run_id = log_stage(self.home, directory, inputs)
         self.client.log_metric(run_id, f"eval/{skill}", 0.5)
-        self.client.set_terminated(run_id, "FINISHED")
         return TrainedStage(
             stage=stage,
             skill=skill,

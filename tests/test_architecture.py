@@ -7,7 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import QUICKSTART, ROOT
+
+from flows import cli
+from flows.registry import app as owners
 
 LAYERS = ["schemas", "sdft", "tasks", "flows"]
 FORBIDDEN = {
@@ -65,6 +68,37 @@ def test_the_command_line_starts_without_the_heavy_libraries() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_a_home_is_activated_before_what_it_sets_up_is_imported() -> None:
+    """Both read the environment once: telemetry stays off, and no log lines come between ours."""
+    file = QUICKSTART / "curriculum.yaml"
+    commands = [
+        *(["learn", str(file)], ["plan", str(file)], ["replay", "a", "--without", "b"], ["status"]),
+        *(["matrix", "a"], ["sync"], ["gc"], ["ui"], ["promote", "a", "1"], ["rollback", "a"]),
+        *(["reconcile"], ["ledger", "a"], ["lineage", "a"], ["trace", "a"], ["diff", "a", "b"]),
+    ]
+    code = f"""
+import sys
+from typer.testing import CliRunner
+from flows.cli import app
+from tasks.home import Home
+
+def activate(*_, **__):
+    raise SystemExit(0 if not {{"mlflow", "prefect"}} & {{*sys.modules}} else 9)
+
+Home.activate = activate
+for one in {commands}:
+    code = CliRunner().invoke(app, [*one, "--home", "."]).exit_code
+    if code:
+        print(one, code)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == ""
+    named = [one.callback for one in (*cli.app.registered_commands, *owners.registered_commands)]
+    assert {one[0] for one in commands} == {one.__name__ for one in named if one}
 
 
 def test_commands_of_owners_and_auditors_start_without_prefect_and_torch() -> None:

@@ -10,17 +10,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import attrs
 import openlineage.client.generated as standard
 import pytest
 from conftest import ROOT
 from jsonschema import Draft202012Validator
 from lineages import HOSTILE, SKILLS, a_lineage, hashes
 from openlineage.client.serde import Serde
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from referencing import Registry, Resource
 
 from schemas.base import BadInput
 from schemas.lineage import Lineage
 from tasks.openlineage_events import run_events, send
+
+ANY_CLASS = ConfigDict(arbitrary_types_allowed=True)
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +63,7 @@ def test_the_events_are_as_the_schema_says(lineage: Lineage, schema: Draft202012
 BREAKS = {
     "eventTime": lambda event: event.update(eventTime="yesterday"),
     "producer": lambda event: event.pop("producer"),
+    "no uri": lambda event: event.update(producer="us and them"),
     "runId": lambda event: event["run"].update(runId="12"),
     "facet without producer": lambda event: event["job"]["facets"]["jobType"].pop("_producer"),
     "no name": lambda event: event["inputs"][0].pop("name"),
@@ -108,6 +113,38 @@ def test_the_standard_facets_are_the_librarys(lineage: Lineage) -> None:
         "inputStatistics",
         "outputStatistics",
     }
+
+
+def check_types(thing: object) -> None:
+    """Every value has the type that the library's classes declare; attrs itself checks none."""
+    if attrs.has(type(thing)):
+        for field in attrs.fields(attrs.resolve_types(type(thing))):
+            value = getattr(thing, field.name)
+            TypeAdapter(field.type, config=ANY_CLASS).validate_python(value, strict=True)
+            check_types(value)
+    elif isinstance(thing, dict | list):
+        for one in thing.values() if isinstance(thing, dict) else thing:
+            check_types(one)
+
+
+def test_the_events_have_the_types_that_the_library_declares(lineage: Lineage) -> None:
+    for event in run_events(lineage):
+        check_types(event)
+    wrongs = [
+        {"job": event.run},
+        {"inputs": [*event.outputs]},
+        {"inputs": [attrs.evolve(event.inputs[0], facets=event.run.facets)]},
+        {"inputs": [attrs.evolve(event.inputs[0], inputFacets={"inputStatistics": wrong_count()})]},
+    ]
+    for wrong in wrongs:
+        with pytest.raises(ValidationError):
+            check_types(attrs.evolve(event, **wrong))
+
+
+def wrong_count() -> object:
+    return importlib.import_module(
+        f"{standard.__name__}.input_statistics_input_dataset"
+    ).InputStatisticsInputDatasetFacet(rowCount="3")
 
 
 def test_the_events_chain_the_versions_and_hold_every_fact(lineage: Lineage) -> None:

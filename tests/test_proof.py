@@ -120,9 +120,8 @@ def test_trace_goes_on_without_what_is_gone_and_names_it(tmp_path: Path) -> None
         place.register(stages[name], None)
     home, client = places["whole"].home, places["whole"].client
     row, *_, last = row_hashes(client.get_run(stages["whole"].run_id), "a")
-    SqlAlchemyStore(home.tracking_uri, home.artifacts.as_uri())._hard_delete_run(
-        stages["run"].run_id
-    )
+    gone = stages["run"].run_id
+    SqlAlchemyStore(home.tracking_uri, home.artifacts.as_uri())._hard_delete_run(gone)
     client.delete_registered_model("model")
     rows = run_file(client.get_run(stages["row"].run_id), "validation/a/train/rows.parquet")
     pq.write_table(pq.read_table(rows).slice(1), rows)
@@ -131,8 +130,8 @@ def test_trace_goes_on_without_what_is_gone_and_names_it(tmp_path: Path) -> None
         traces = trace(home, wanted)
         assert [one.name for one in traces.found] == ["whole"]
         assert {one.name: one.reason for one in traces.unread} == {
-            "run": "is gone from the registry, or its run is",
-            "model": "is gone from the registry, or its run is",
+            "run": f"its run {gone} is gone, and all that it kept of how it was made",
+            "model": "is gone from the registry",
             "row": "its data rows are not those that were registered",
         }
     stage = stages["whole"]
@@ -161,7 +160,8 @@ def test_an_untouched_lineage_is_proven(demo: RegistryHome) -> None:
     proof = prove(demo.home, "demo")
     assert (proof.stages, proof.base_checked) == (3, True)
     assert proof.entries == len(Ledger(demo.home).entries())
-    assert proof.files == 3 * (6 + 3), "record, metrics, 4 of validation; 3 of the package"
+    of_a_run = len(["record", "inputs", "curve", "rollouts", "config"]) + 2 * 4  # of validation
+    assert proof.files == 3 * (of_a_run + 3), "and 3 of the package"
 
 
 def test_a_package_that_mlflow_handed_out_is_still_proven(
@@ -250,6 +250,21 @@ def test_a_package_altered_before_it_was_registered_is_not_registered(
     assert Ledger(place.home).entries() == []
 
 
+@pytest.mark.parametrize(
+    "path", ["metrics.jsonl", "rollouts/step-000001.parquet", "model-files/config.json"]
+)
+def test_a_run_that_lost_what_the_trainer_wrote_is_not_registered(
+    tmp_path: Path, path: str
+) -> None:
+    """Else the loss, or what came in its place, would be sealed as genuine."""
+    place = RegistryHome(tmp_path)
+    stage = place.grow("a")
+    run_file(place.client.get_run(stage.run_id), path).unlink()
+    with pytest.raises(BadInput, match=f"demo/1: {path} of its run is not what the trainer wrote"):
+        place.register(stage, None)
+    assert Ledger(place.home).entries() == []
+
+
 def test_one_stage_under_two_skill_names_has_two_lineages(tmp_path: Path) -> None:
     """The name is not in the stage key, so both stand on one directory, recorded by the first."""
     place = RegistryHome(tmp_path)
@@ -287,7 +302,8 @@ def test_a_record_of_other_data_is_a_lie_even_with_a_fitting_manifest(tmp_path: 
     path, manifest = run_file(run, "record.json"), run_file(run, "evidence.json")
     StageRecord.read(path).model_copy(update={"steps": 2}).write(path)
     content = json.loads(manifest.read_text())
-    content["files"][0] |= {"sha256": digest_file(path), "size_bytes": path.stat().st_size}
+    [listed] = [one for one in content["files"] if one["path"] == path.name]
+    listed |= {"sha256": digest_file(path), "size_bytes": path.stat().st_size}
     manifest.write_text(json.dumps(content))
     with pytest.raises(Lie, match=r"evidence\.json is not the one that was registered"):
         prove(place.home, "demo")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from mlflow.store.entities.paged_list import PagedList
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from registry_home import RegistryHome
 from typer.testing import CliRunner, Result
 
@@ -56,7 +57,7 @@ def test_wrong_requests_raise_what_the_command_line_prints(demo: RegistryHome) -
         (("promote", "demo", "7"), "demo/7: is no version in the ledger"),
         (("promote", "demo", "1", "--expect", "1"), "not 1 as expected"),
         (("ledger", "nobody"), "nobody: is not in the ledger"),
-        (("lineage", "demo@latest"), "the aliases are champion and candidate"),
+        (("lineage", "demo@latest"), "the aliases are champion and candidate; what another"),
         (("lineage", "demo", "--as", "openlineage"), "needs --out"),
         (("lineage", "demo", "--out", "tree.txt"), "--out needs --as"),
         (("lineage", "demo", "--as", "json", "--out", "/nowhere/x"), "/nowhere/x: cannot be"),
@@ -68,6 +69,38 @@ def test_wrong_requests_raise_what_the_command_line_prints(demo: RegistryHome) -
         error = run(*arguments).exception
         assert isinstance(error, BadInput), arguments
         assert message in str(error)
+
+
+def test_an_alias_that_was_moved_by_hand_is_said_by_status(demo: RegistryHome) -> None:
+    assert "ledger" not in said("status")
+    demo.client.set_registered_model_alias("demo", "champion", "1")
+    moved = "demo: the alias champion is on version 1, the ledger says 2"
+    assert f"{moved}; sdft reconcile puts it back\n" in said("status")
+    assert f"{moved}: moved by hand, put back" in said("reconcile")
+    assert "ledger" not in said("status")
+
+
+def test_a_deleted_run_is_said_while_it_can_be_restored(demo: RegistryHome) -> None:
+    run_id = demo.client.get_model_version("demo", "1").run_id
+    demo.client.delete_run(run_id)
+    line = "demo/1: its run was deleted, and mlflow gc would remove what proves it; to keep it: "
+    assert f"{line}mlflow runs restore --run-id {run_id}\n" in said("reconcile")
+    demo.client.restore_run(run_id)
+    assert "demo: registry and ledger agree" in said("reconcile")
+
+
+def test_a_run_that_is_gone_is_named_by_what_needs_it(demo: RegistryHome) -> None:
+    run_id = demo.client.get_model_version("demo", "1").run_id
+    row = row_hashes(demo.client.get_run(run_id), "a")[0]
+    assert f"versions that hold {row}\n" in said("trace", row), "on one line, to be copied"
+    store = SqlAlchemyStore(demo.home.tracking_uri, demo.home.artifacts.as_uri())
+    store._hard_delete_run(run_id)
+    gone = f"demo/1: its run {run_id} is gone, and all that it kept of how it was made"
+    assert f"{gone}\n" in said("reconcile")
+    for arguments in (("lineage", "demo"), ("diff", "demo/1", "demo/2"), ("promote", "demo", "1")):
+        error = run(*arguments).exception
+        assert isinstance(error, BadInput)
+        assert str(error) == gone
 
 
 def test_lineage_in_every_form(demo: RegistryHome, tmp_path: Path) -> None:
