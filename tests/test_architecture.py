@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-LAYERS = ["schemas", "sdft", "tasks", "flows"]
+LAYERS = ["schemas", "sdft", "tasks", "infra", "flows"]
 FORBIDDEN = {
     "schemas": {"torch", "transformers", "prefect", "mlflow"},
     "sdft": {"prefect", "mlflow", "great_expectations"},
     "tasks": set(),
+    "infra": {"torch", "transformers", "prefect", "mlflow", "great_expectations"},
     "flows": {"mlflow", "great_expectations", "torch", "transformers"},
 }
 SOURCES = [path for layer in LAYERS for path in sorted((ROOT / layer).glob("**/*.py"))]
