@@ -58,17 +58,21 @@ class Credentials:
 
     def database(self, name: str, driver: str = "psycopg") -> str:
         """The address of one of the databases, for its own user."""
-        password = getattr(self, f"{name.upper()}_DB_PASSWORD")
-        return self._url(driver, name, password, name)
+        return database_url(name, self.database_passwords[name], name, *self._place, driver)
+
+    @property
+    def database_passwords(self) -> dict[str, str]:
+        """By database."""
+        return {name: getattr(self, f"{name.upper()}_DB_PASSWORD") for name in DATABASES}
 
     @property
     def superuser(self) -> str:
-        return self._url("psycopg", SUPERUSER, self.POSTGRES_PASSWORD, "postgres")
+        """The address of the server for who may do everything."""
+        return database_url(SUPERUSER, self.POSTGRES_PASSWORD, "postgres", *self._place)
 
-    def _url(self, driver: str, user: str, password: str, database: str) -> str:
-        port = int(self.POSTGRES_PORT)
-        url = URL.create(f"postgresql+{driver}", user, password, HOST, port, database)
-        return url.render_as_string(hide_password=False)
+    @property
+    def _place(self) -> tuple[str, int]:
+        return HOST, int(self.POSTGRES_PORT)
 
     @property
     def client(self) -> dict[str, str]:
@@ -81,6 +85,14 @@ class Credentials:
             "MLFLOW_TRACKING_PASSWORD": self.MLFLOW_PASSWORD,
             "SDFT_LEDGER_URL": self.database("ledger"),
         }
+
+
+def database_url(
+    user: str, password: str, database: str, host: str, port: int, driver: str = "psycopg"
+) -> str:
+    """The address of a PostgreSQL database, with its password."""
+    url = URL.create(f"postgresql+{driver}", user, password, host, port, database)
+    return url.render_as_string(hide_password=False)
 
 
 def make_credentials() -> Credentials:

@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 
 from infra import postgresql
-from infra.credentials import DATABASES, HOST, MLFLOW_USER, Credentials, write_private
-from infra.s3 import BUCKET, REGION
+from infra.credentials import DATABASES, HOST, MLFLOW_USER, Credentials
+from infra.first_start import BUCKET, REGION, TIMEOUT_S, store_client
 from schemas.digest import digest_text
 from tasks.home import NOTHING_SENT
 
@@ -20,7 +20,6 @@ LEFT_OUT = ("PREFECT_", "MLFLOW_", "AWS_", "SDFT_", "PG", "MOTO_")
 """What starts so in the environment of whoever starts the stack is not meant for its parts."""
 STATE, MLFLOW_LOGINS = "stack-state", "mlflow-logins.ini"
 POOLS = ("cpu", "gpu")
-TIMEOUT_S = 5
 
 
 @dataclass(frozen=True)
@@ -123,30 +122,6 @@ def worker(made: Credentials, state: Path, pool: str) -> Part:
     )
 
 
-def make_databases(made: Credentials) -> None:
-    """The databases, each with a user of its own, as far as they are not there."""
-    users = postgresql.query(made.superuser, "SELECT rolname FROM pg_roles")
-    there = postgresql.query(made.superuser, "SELECT datname FROM pg_database")
-    for name in DATABASES:
-        password = getattr(made, f"{name.upper()}_DB_PASSWORD")
-        if name not in users:
-            postgresql.run_sql(made.superuser, f"CREATE ROLE {name} LOGIN PASSWORD '{password}'")
-        if name not in there:
-            postgresql.run_sql(made.superuser, f"CREATE DATABASE {name} OWNER {name}")
-        postgresql.run_sql(made.superuser, f"REVOKE CONNECT ON DATABASE {name} FROM PUBLIC")
-
-
-def write_mlflow_logins(made: Credentials, state: Path) -> None:
-    """Where MLflow keeps its users; the first one it makes itself."""
-    write_private(
-        state / MLFLOW_LOGINS,
-        "[mlflow]\ndefault_permission = NO_PERMISSIONS\n"
-        f"database_uri = {made.database('mlflow')}\n"
-        "auth_cache_ttl_seconds = 60\n"  # each request would hash the password anew
-        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n",
-    )
-
-
 def cluster(directory: Path) -> Path:
     """The folder of the databases: short for its socket, and open to the user of the server."""
     return Path(tempfile.gettempdir()) / f"sdft-stack-{digest_text(str(directory))[:16]}"
@@ -166,20 +141,9 @@ def _s3_login(made: Credentials) -> dict[str, str]:
 
 
 def _has_bucket(made: Credentials) -> bool:
-    import boto3
-    from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError
 
-    client = boto3.client(
-        "s3",
-        region_name=REGION,
-        endpoint_url=made.s3_url,
-        aws_access_key_id=made.S3_ACCESS_KEY,
-        aws_secret_access_key=made.S3_SECRET_KEY,
-        config=Config(
-            connect_timeout=TIMEOUT_S, read_timeout=TIMEOUT_S, retries={"total_max_attempts": 1}
-        ),
-    )
+    client = store_client(made.s3_url, made.S3_ACCESS_KEY, made.S3_SECRET_KEY)
     try:
         client.list_objects_v2(Bucket=BUCKET, MaxKeys=1)
     except (BotoCoreError, ClientError):

@@ -8,8 +8,8 @@ import json
 import os
 import sys
 
-BUCKET = "artifacts"
-REGION = "us-east-1"
+from infra.first_start import BUCKET, REGION
+
 USER = "sdft"
 ALLOWED = {"Effect": "Allow", "Action": "s3:*", "Resource": "*"}
 

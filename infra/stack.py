@@ -23,18 +23,18 @@ from infra.credentials import (
     make_credentials,
     read_credentials,
 )
+from infra.first_start import make_databases, write_mlflow_logins
 from infra.parts import (
+    MLFLOW_LOGINS,
     POOLS,
     STATE,
     Part,
     cluster,
-    make_databases,
     mlflow_server,
     postgres,
     prefect_server,
     s3,
     worker,
-    write_mlflow_logins,
 )
 from infra.processes import end, living, log_of, start
 from schemas.base import BadInput
@@ -150,7 +150,7 @@ def _begin(directory: Path) -> Credentials:
     except FileExistsError:
         raise BadInput(f"{folder}: is somebody else's, and in the way; remove it") from None
     postgresql.make_cluster(folder, made.POSTGRES_PASSWORD)
-    write_mlflow_logins(made, directory / STATE)
+    write_mlflow_logins(directory / STATE / MLFLOW_LOGINS, made.database("mlflow"))
     keep_credentials(directory, made)
     return made
 
@@ -167,7 +167,7 @@ def _start(directory: Path, made: Credentials, started: list[str]) -> None:
         for part in group:
             _await(directory, part)
         if group is stores:
-            make_databases(made)
+            make_databases(made.superuser, made.database_passwords)
 
 
 def _await(directory: Path, part: Part) -> None:

@@ -8,9 +8,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
-import boto3
 import httpx
 import psutil
 import pytest
@@ -19,9 +19,9 @@ from learning import SKILLS, write_curriculum
 
 from infra import postgresql
 from infra.credentials import CLIENT_FILE, FILE, Credentials, read_credentials
+from infra.first_start import BUCKET, store_client
 from infra.parts import STATE, cluster
 from infra.processes import living
-from infra.s3 import BUCKET, REGION
 from infra.stack import ORDER
 from schemas.base import BadInput
 
@@ -163,19 +163,26 @@ def test_a_skill_is_learned_with_all_of_it_in_postgresql_and_s3(
     assert runs == ["FINISHED", "FINISHED"]  # the stage, the report
     states = postgresql.query(made.database("prefect"), "SELECT state_name FROM flow_run")
     assert states == ["Completed", "Completed"]  # learn, prepare
-    store = boto3.client(
-        "s3",
-        region_name=REGION,
-        endpoint_url=made.s3_url,
-        aws_access_key_id=made.S3_ACCESS_KEY,
-        aws_secret_access_key=made.S3_SECRET_KEY,
-    )
+    store = store_client(made.s3_url, made.S3_ACCESS_KEY, made.S3_SECRET_KEY)
     keys = [one["Key"] for one in store.list_objects_v2(Bucket=BUCKET)["Contents"]]
     for wanted in ("record.json", "retention/matrix.json", "model.safetensors"):
         assert any(key.endswith(wanted) for key in keys), wanted
 
     code, said = sdft(made.client, home, "lineage", "demo", "--verify")
     assert code == 0 and "proven: 1 stages" in said, said
+
+
+def test_what_containers_do_at_their_first_start_changes_nothing_here(
+    made: Credentials, tmp_path: Path
+) -> None:
+    places = {"POSTGRES_ADDRESS": f"127.0.0.1:{made.POSTGRES_PORT}", "S3_ENDPOINT": made.s3_url}
+    file = tmp_path / "logins.ini"
+    subprocess.run(
+        [sys.executable, "-m", "infra.first_start", str(file)],
+        env={**os.environ, **asdict(made), **places},
+        check=True,
+    )
+    assert made.database("mlflow") in file.read_text()
 
 
 def test_a_wrong_password_of_prefect_is_said_without_it(
