@@ -4,6 +4,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 import httpx
+from prefect import get_client, tags
+from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
 
 from schemas.base import BadInput
@@ -39,6 +41,17 @@ def reaching_prefect() -> Generator[None]:
         if not _is_outage(error):
             raise
         raise PrefectAway(f"Prefect's server does not answer{said}") from error
+
+
+@contextmanager
+def tagged(tag: str) -> Generator[None]:
+    """Tag the flow run that this is in, which a schedule may have made, and what it starts."""
+    there = list(flow_run.tags or [])
+    if tag not in there:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(flow_run.id, tags=[*there, tag])
+    with tags(tag):
+        yield
 
 
 def _is_outage(error: Exception) -> bool:

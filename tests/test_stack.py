@@ -24,6 +24,7 @@ from infra.parts import STATE, cluster
 from infra.processes import living
 from infra.stack import ORDER
 from schemas.base import BadInput
+from tasks.home import Home
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("stack")]
 
@@ -145,13 +146,17 @@ def test_all_parts_answer_and_only_who_has_the_password_is_let_in(
     assert httpx.get(f"{made.s3_url}/{BUCKET}").status_code >= 400
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a curriculum lies, and the home that it is learned in."""
+    return tmp_path_factory.mktemp("place")
+
+
 def test_a_skill_is_learned_with_all_of_it_in_postgresql_and_s3(
-    directory: Path, made: Credentials, tmp_path: Path
+    directory: Path, made: Credentials, place: Path
 ) -> None:
-    home = tmp_path / "home"
-    code, said = sdft(
-        made.client, home, "learn", str(write_curriculum(tmp_path, skills=SKILLS[:1]))
-    )
+    home, curriculum = place / "home", write_curriculum(place, skills=SKILLS[:1])
+    code, said = sdft(made.client, home, "learn", str(curriculum))
     assert code == 0, said
     assert "demo version 1: champion" in said
     assert f"look next: {made.mlflow_url}" in said
@@ -170,6 +175,58 @@ def test_a_skill_is_learned_with_all_of_it_in_postgresql_and_s3(
 
     code, said = sdft(made.client, home, "lineage", "demo", "--verify")
     assert code == 0 and "proven: 1 stages" in said, said
+
+
+def prefect(made: Credentials, place: Path, *arguments: str) -> None:
+    """Prefect's own command, as whoever deploys calls it."""
+    own = {
+        "PREFECT_HOME": str(place / "prefect"),
+        "SDFT_HOME": str(place / "home"),
+        "SDFT_CURRICULUM": str(place / "curriculum.yaml"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
+        env={**os.environ, **made.client, **own},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_deployments_do_on_workers_what_the_commands_do(made: Credentials, place: Path) -> None:
+    database = made.database("prefect")
+    prefect(made, place, "deploy", "--all", "--prefect-file", "infra/prefect.yaml")
+    deployed = postgresql.query(database, "SELECT name FROM deployment ORDER BY name")
+    assert deployed == ["gc", "nightly", "promote", "reconcile", "rollback"]
+    crons = postgresql.query(database, "SELECT schedule ->> 'cron' FROM deployment_schedule")
+    assert sorted(crons) == ["*/5 * * * *", "0 2 * * *", "0 5 * * 0"]
+    limits = "SELECT concurrency_options ->> 'collision_strategy' FROM deployment ORDER BY name"
+    enqueue, cancel = "ENQUEUE", "CANCEL_NEW"
+    assert postgresql.query(database, limits) == [cancel, enqueue, enqueue, cancel, enqueue]
+
+    who = ["-p", "name=demo", "-p", "asked_by=ada"]
+    for run in (["learn/nightly"], ["promote/promote", "-p", "version=1", *who], ["gc/gc"]):
+        prefect(made, place, "deployment", "run", *run)
+    prefect(made, place, "deployment", "run", "rollback/rollback", *who)
+    ours = (
+        "SELECT d.name || ' ' || r.state_name FROM flow_run r JOIN deployment d "
+        "ON d.id = r.deployment_id WHERE NOT r.auto_scheduled ORDER BY d.name"
+    )
+    end = time.monotonic() + UP_S
+    while True:
+        ended = postgresql.query(database, ours)
+        if all(one.endswith(("Completed", "Failed", "Crashed")) for one in ended):
+            break
+        assert time.monotonic() < end, ended
+        time.sleep(0.5)
+    # there is no earlier champion to go back to
+    assert ended == ["gc Completed", "nightly Completed", "promote Completed", "rollback Failed"]
+    key = Home(place / "home").lease_key  # how `reconcile` finds the runs of a home
+    tagged = f"SELECT name FROM flow_run WHERE tags ? '{key}' AND deployment_id IS NOT NULL"
+    assert len(postgresql.query(database, tagged)) == 1
+    kinds = postgresql.query(made.database("ledger"), "SELECT kind FROM ledger ORDER BY seq")
+    assert kinds == ["registered", "verdict", "promoted"]  # all was done before
 
 
 def test_what_containers_do_at_their_first_start_changes_nothing_here(
