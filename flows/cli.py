@@ -21,13 +21,12 @@ from flows.options import (
     USER_ERROR,
     HomeOption,
     fail,
+    open_curriculum,
     open_home,
 )
 from schemas.base import BadInput
-from schemas.curriculum import HUB, Curriculum, load_curriculum
 from tasks.console import console, shown_address
 from tasks.failures import RunFailed, Terminated
-from tasks.home import Home
 
 app = typer.Typer(
     help="Continual learning for language models: learn skills one after the other, keep the old.",
@@ -72,15 +71,6 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
     raise Terminated
 
 
-def _open(curriculum_file: Path, home: Path) -> tuple[Curriculum, Home]:
-    curriculum = load_curriculum(curriculum_file)
-    sources = [curriculum.base_model, *(suite.eval.path for suite in curriculum.suites)]
-    sources += [skill.train.path for skill in curriculum.skills]
-    opened = Home(home)
-    opened.activate(offline=not any(source.startswith(HUB) for source in sources))
-    return curriculum, opened
-
-
 @app.command()
 def learn(curriculum_file: CurriculumFile, home: HomeOption = DEFAULT_HOME) -> None:
     """Learn the curriculum's skills in order; what is finished is not done again."""
@@ -104,7 +94,7 @@ def replay(
 
 
 def _learn(curriculum_file: Path, home: Path) -> None:
-    _, opened = _open(curriculum_file, home)
+    _, opened = open_curriculum(curriculum_file, home)
     from prefect import tags
 
     from flows.learn import learn as learn_flow
@@ -135,7 +125,7 @@ def _learn(curriculum_file: Path, home: Path) -> None:
 @app.command()
 def plan(curriculum_file: CurriculumFile, home: HomeOption = DEFAULT_HOME) -> None:
     """Check the data and say what would be learned and what is there already; learns nothing."""
-    curriculum, opened = _open(curriculum_file, home)
+    curriculum, opened = open_curriculum(curriculum_file, home)
     from flows.plan import plan_curriculum
     from flows.show import show_plan
 
@@ -191,11 +181,9 @@ def gc(
     """Say, or with --remove remove, what no alias, version, ledger entry or run reaches."""
     opened = open_home(home)
     from flows.show import show_garbage
-    from tasks.garbage import collect
-    from tasks.leases import leased
+    from tasks.garbage import collect_alone
 
-    with leased(opened.lease_key, "gc", opened):  # a run that is at work is waited for
-        show_garbage(collect(opened, older_than * 3600, remove), remove)
+    show_garbage(collect_alone(opened, older_than * 3600, remove), remove)
 
 
 @app.command()

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from prefect import flow
 
+from flows.options import open_curriculum
 from schemas.base import Contract
-from schemas.curriculum import Curriculum, Skill, load_curriculum
+from schemas.curriculum import Curriculum, Skill
 from schemas.results import MatrixRow, RetentionMatrix, SuiteSpec, Verdict
 from schemas.snapshot import SuiteData
 from sdft.matrix import build_matrix
@@ -17,6 +18,7 @@ from tasks.evaluation import ScoredCell, evaluate_model, suite_spec
 from tasks.gating import gate_stage
 from tasks.home import Home
 from tasks.leases import Fence, leased
+from tasks.orchestration import tagged
 from tasks.publishing import JudgedStage, is_let_in, publish_stages, settle_registry
 from tasks.reconciling import reconcile_work
 from tasks.reporting import Report, report_run
@@ -72,8 +74,8 @@ def learn(curriculum_file: str, home_dir: str) -> Learned:
     A stage that is refused is registered as such, and the next one starts from its parent, unless
     a person has let it in. Another run in the same home is waited for.
     """
-    curriculum, home = load_curriculum(Path(curriculum_file)), Home(home_dir)
-    with leased(home.lease_key, curriculum.name, home) as run:
+    curriculum, home = open_curriculum(Path(curriculum_file), Path(home_dir))
+    with tagged(home.lease_key), leased(home.lease_key, curriculum.name, home) as run:
         return _learn(curriculum, run, home_dir)
 
 

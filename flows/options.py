@@ -1,4 +1,4 @@
-"""What the commands share: the home option, opening a home, exit codes."""
+"""What commands and flows share: the home option, opening a home, exit codes."""
 
 import sys
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from schemas.base import BadInput
+from schemas.curriculum import HUB, Curriculum, load_curriculum
 from tasks.console import error_console
 from tasks.home import Home
 
@@ -31,6 +32,16 @@ def open_home(home: Path, offline: bool = True) -> Home:
     opened = Home(home)
     opened.activate(offline)
     return opened
+
+
+def open_curriculum(file: Path, home: Path) -> tuple[Curriculum, Home]:
+    """A curriculum and the home to learn it in, made where it is not there, ready for use."""
+    curriculum = load_curriculum(file)
+    sources = [curriculum.base_model, *(suite.eval.path for suite in curriculum.suites)]
+    sources += [skill.train.path for skill in curriculum.skills]
+    opened = Home(home)
+    opened.activate(offline=not any(source.startswith(HUB) for source in sources))
+    return curriculum, opened
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -1,7 +1,10 @@
 """Reconciling as a flow of its own, for a schedule: what `sdft reconcile` does."""
 
+from pathlib import Path
+
 from prefect import flow
 
+from flows.options import open_home
 from tasks.aliases import reconcile as reconcile_name
 from tasks.events import deliver
 from tasks.home import Home
@@ -15,7 +18,7 @@ def reconcile(home_dir: str, name: str | None = None) -> dict[str, list[str]]:
 
     Returns what was found, by registered model; under an empty name what belongs to none.
     """
-    return reconcile_all(Home(home_dir), name, in_flow=True)
+    return reconcile_all(open_home(Path(home_dir)), name, in_flow=True)
 
 
 def reconcile_all(home: Home, name: str | None, in_flow: bool) -> dict[str, list[str]]:

@@ -47,14 +47,12 @@ def promote(
 ) -> None:
     """Make a version the champion; asking again for what is done changes nothing."""
     opened = open_home(home)
-    from tasks.events import deliver
-    from tasks.promotion import promote as promote_version
+    from flows.changes import promote_version
 
-    entry = promote_version(opened, name, version, expect, override)
+    entry = promote_version(opened, name, version, expect, override, in_flow=False)
     console.print(
         f"champion: [bold]models:/{name}/{version}[/bold], {_signed(entry)}", soft_wrap=True
     )
-    deliver(opened, name)
 
 
 @app.command()
@@ -69,14 +67,12 @@ def rollback(
     With --expect it can be repeated safely: what is done already is not done again.
     """
     opened = open_home(home)
-    from tasks.events import deliver
-    from tasks.promotion import rollback as roll_back
+    from flows.changes import roll_back
 
-    entry = roll_back(opened, name, to, expect)
+    entry = roll_back(opened, name, to, expect, in_flow=False)
     console.print(
         f"champion: [bold]models:/{name}/{entry.version}[/bold], {_signed(entry)}", soft_wrap=True
     )
-    deliver(opened, name)
 
 
 @app.command()

@@ -7,7 +7,7 @@ from rich.text import Text
 
 from schemas.results import Cell, RetentionMatrix, Verdict
 from tasks.aliases import CHAMPION
-from tasks.console import console
+from tasks.console import console, shown_address
 from tasks.home import Home
 from tasks.ledger import Ledger
 from tasks.status import RegisteredName
@@ -47,8 +47,10 @@ def show_learned(learned: "Learned", home: Home) -> None:
         note = "" if kept else ", as it was before this curriculum"
         console.print(f"champion: [bold]models:/{name}/{champion}[/bold]{note}")
     if learned.report is not None:
+        uri = home.tracking_uri
+        pages = shown_address(uri) if uri.startswith("http") else f"sdft ui --home {home.root}"
         console.print(
-            f"look next: [bold]sdft ui --home {home.root}[/bold], run {learned.report.run_id} "
+            f"look next: [bold]{pages}[/bold], run {learned.report.run_id} "
             f"(retention/matrix.png, retention/curves.png)",
             soft_wrap=True,
         )

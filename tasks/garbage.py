@@ -15,7 +15,7 @@ from schemas.stage import StageRecord
 from sdft.cells import CELL
 from sdft.record import RECORD
 from tasks.home import Home
-from tasks.leases import holders
+from tasks.leases import holders, leased
 from tasks.ledger import Ledger
 from tasks.tracking import STAGE_KEY, all_pages, open_client
 from tasks.validation import SNAPSHOT
@@ -40,6 +40,12 @@ class _Reached:
     models: set[str] = field(default_factory=set)
     data: set[str] = field(default_factory=set)
     bases: set[str] = field(default_factory=set)
+
+
+def collect_alone(home: Home, older_than_s: float, remove: bool) -> list[Garbage]:
+    """The same as `collect`, after a run that is at work in the home."""
+    with leased(home.lease_key, "gc", home):
+        return collect(home, older_than_s, remove)
 
 
 def collect(home: Home, older_than_s: float, remove: bool) -> list[Garbage]:

@@ -11,6 +11,15 @@ DATABASE_WAIT_S = 120
 """How long a SQLite database that another process has locked is waited for."""
 WEBHOOK_URL, WEBHOOK_SECRET = "SDFT_WEBHOOK_URL", "SDFT_WEBHOOK_SECRET"
 
+NOTHING_SENT = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "GX_ANALYTICS_ENABLED": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+}
+"""What keeps every dependency from reporting on its use."""
+
 
 class Home:
     """Paths under one directory. `activate` must run before Prefect or MLflow are imported."""
@@ -63,20 +72,15 @@ class Home:
                 f"{self.root}: cannot be used as home ({error.strerror}); name a writable folder "
                 "with --home or SDFT_HOME"
             ) from None
-        forced = {
+        forced = NOTHING_SENT | {
             "PREFECT_HOME": str(self.root / "prefect"),
             "PREFECT_LOCAL_STORAGE_PATH": str(self.root / "prefect" / "storage"),
             "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
-            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-            "MLFLOW_DISABLE_TELEMETRY": "true",
             "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
             "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
             "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-            "GX_ANALYTICS_ENABLED": "false",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "TRANSFORMERS_VERBOSITY": "error",
-            "DO_NOT_TRACK": "1",
         }
         defaults = {
             "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
@@ -85,6 +89,9 @@ class Home:
             "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
             "MLFLOW_LOGGING_LEVEL": "WARNING",
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",  # a minute: what is missed is brought later
+            # A store behind MLflow's server may be out of reach for us; where it is not: true.
+            "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
+            "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
             "PREFECT_SERVER_DATABASE_TIMEOUT": str(DATABASE_WAIT_S),
             "PREFECT_API_REQUEST_TIMEOUT": str(DATABASE_WAIT_S),
             "TOKENIZERS_PARALLELISM": "false",

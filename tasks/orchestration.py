@@ -1,11 +1,14 @@
-"""Prefect's server: an outage that its client did not outlast, told without a traceback."""
+"""Prefect's server, away or closed to us: told without a traceback."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
 
 import httpx
+from prefect import get_client, tags
+from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
 
+from schemas.base import BadInput
 from tasks.console import shown_address
 from tasks.failures import RunFailed
 
@@ -17,17 +20,38 @@ class PrefectAway(RunFailed):
     """Prefect's server cannot be reached."""
 
 
+class PrefectNotLetIn(BadInput):
+    """Prefect's server wants another name or password."""
+
+
 @contextmanager
 def reaching_prefect() -> Generator[None]:
-    """Turn an outage of Prefect's server into PrefectAway, after its client's own retries."""
+    """Turn an outage of Prefect's server into PrefectAway, after its client's own retries, a wrong
+    password into PrefectNotLetIn; other errors pass."""
     try:
         yield
     except (httpx.TransportError, httpx.HTTPStatusError, RuntimeError) as error:
-        if not _is_outage(error):
-            raise
         where = PREFECT_API_URL.value()
         said = f" ({shown_address(where)})" if where else ""
+        if isinstance(error, httpx.HTTPStatusError) and error.response.status_code in (401, 403):
+            raise PrefectNotLetIn(
+                f"Prefect's server{said} does not let you in; set PREFECT_API_AUTH_STRING to "
+                "user:password"
+            ) from error
+        if not _is_outage(error):
+            raise
         raise PrefectAway(f"Prefect's server does not answer{said}") from error
+
+
+@contextmanager
+def tagged(tag: str) -> Generator[None]:
+    """Tag the flow run that this is in, which a schedule may have made, and what it starts."""
+    there = list(flow_run.tags or [])
+    if tag not in there:
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(flow_run.id, tags=[*there, tag])
+    with tags(tag):
+        yield
 
 
 def _is_outage(error: Exception) -> bool:

@@ -12,11 +12,12 @@ from conftest import QUICKSTART, ROOT
 from flows import cli
 from flows.registry import app as owners
 
-LAYERS = ["schemas", "sdft", "tasks", "flows"]
+LAYERS = ["schemas", "sdft", "tasks", "infra", "flows"]
 FORBIDDEN = {
     "schemas": {"torch", "transformers", "prefect", "mlflow"},
     "sdft": {"prefect", "mlflow", "great_expectations"},
     "tasks": set(),
+    "infra": {"torch", "transformers", "prefect", "mlflow", "great_expectations"},
     "flows": {"mlflow", "great_expectations", "torch", "transformers"},
 }
 SOURCES = [path for layer in LAYERS for path in sorted((ROOT / layer).glob("**/*.py"))]

@@ -11,9 +11,7 @@ from postgres import (
     append_and_signal,
     append_one,
     append_together,
-    new_database,
     open_together,
-    run_sql,
     server,
 )
 from racer import SPAWN, check_a_pause, check_a_race, is_stopped
@@ -21,6 +19,7 @@ from registry_home import RegistryHome
 from sqlalchemy import inspect, text
 from sqlalchemy.exc import DatabaseError
 
+from infra.postgresql import new_database, run_sql
 from schemas.base import BadInput
 from schemas.ledger import Champion, Draft
 from sdft.chain import first_break
