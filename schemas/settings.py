@@ -84,7 +84,7 @@ class RuntimeSettings(Contract):
     offload_teacher: bool = False
     """Keep the teacher's copy of a fully trained model in main memory between its turns."""
     sampler: Literal["student", "vllm"] = "student"
-    """Who samples rollouts; vllm: an engine on the same GPU (pip install 'sdft[vllm]')."""
+    """Who samples rollouts; vllm: an engine on the same GPU, where vLLM is installed."""
     vllm_memory: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.3
     """The share of the GPU's memory that is vLLM's."""
     micro_batch_tokens: Annotated[int, Field(ge=1)] | None = None

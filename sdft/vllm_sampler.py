@@ -31,8 +31,7 @@ class VllmSampler:
 
     def take_weights(self) -> None:
         """Copy the weights, adapters merged, and forget what was computed with those of before."""
-        executor = self._engine.llm_engine.model_executor
-        executor.driver_worker.model_runner.model.load_weights(self._weights())
+        self._engine.apply_model(lambda model: model.load_weights(self._weights()))
         self._engine.reset_prefix_cache()
 
     def _weights(self) -> Iterator[tuple[str, Tensor]]:
