@@ -57,8 +57,8 @@ def open_sampler(lm: LanguageModel, model_dir: str, runtime: RuntimeSettings) ->
         from sdft.vllm_sampler import VllmSampler
     except ModuleNotFoundError:
         raise BadInput(
-            "runtime.sampler is 'vllm', which is not installed; docs/decisions.md says which versions "
-            "go with ours, or use 'student'"
+            "runtime.sampler is 'vllm', which is not installed; use 'student', or see what "
+            "docs/decisions.md says of vLLM's versions"
         ) from None
     return VllmSampler(lm, model_dir, runtime)
 
