@@ -1,12 +1,11 @@
 # Every target does its own set-up; nothing but Python 3.11+ and make is needed.
 # Tests run in processes of one thread each: more threads than cores wait for each other. Those of
 # faults mostly wait for clocks and disks, so there are more of them, which take work from each other.
-# Tests of one group (xdist_group) share servers, and so a process.
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: setup run run-smollm2 test test-fast test-faults lint bench clean
+.PHONY: setup run run-smollm2 test test-fast test-faults test-stack lint bench clean
 
 setup: .venv/.ready
 .venv/.ready: pyproject.toml constraints.txt
@@ -22,13 +21,16 @@ run-smollm2: setup
 	$(BIN)/sdft learn examples/smollm2/curriculum.yaml
 
 test: setup
-	$(PYTEST) -n 2 --dist loadgroup -m 'not faults'
+	$(PYTEST) -n 2 -m 'not faults and not stack'
 
 test-fast: setup
-	$(PYTEST) -n 2 --dist loadgroup -m 'not slow'
+	$(PYTEST) -n 2 -m 'not slow'
 
 test-faults: setup
 	$(PYTEST) -n 3 --dist worksteal tests/faults
+
+test-stack: setup
+	$(PYTEST) -m stack
 
 lint: setup
 	$(BIN)/ruff check .

@@ -26,7 +26,7 @@ from infra.stack import ORDER
 from schemas.base import BadInput
 from tasks.home import Home
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("stack")]
+pytestmark = [pytest.mark.slow, pytest.mark.stack]
 
 UP_S = 240
 UP = {*ORDER}
@@ -96,7 +96,10 @@ def test_an_interrupted_start_leaves_nothing_and_a_killed_one_is_no_hindrance(
 ) -> None:
     for number in (signal.SIGINT, signal.SIGKILL):
         process = subprocess.Popen(
-            command("up", directory), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command("up", directory),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # as in a terminal
         )
         end = time.monotonic() + UP_S
         while "mlflow" not in living(directory):
