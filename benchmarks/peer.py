@@ -17,17 +17,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-import timeit
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
-import torch
+from measuring import Memory, Spent, machine
 from torch import nn
 
 ROOT = Path(__file__).parent.parent
@@ -48,33 +43,6 @@ CASES = {
     },
 }
 ARMS = ("ours", "ours-sft", "peer", "peer-checkpointing")
-
-
-class Memory:
-    """The process's resident memory, looked at every few milliseconds."""
-
-    def __init__(self) -> None:
-        self._process = psutil.Process()
-        self.base = 0
-        self.peak = 0
-
-    def now(self) -> int:
-        return self._process.memory_info().rss
-
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """The peak of what happens inside."""
-        ended = threading.Event()
-
-        def look() -> None:
-            while not ended.wait(0.003):
-                self.peak = max(self.peak, self.now())
-
-        watcher = threading.Thread(target=look, daemon=True)
-        watcher.start()
-        yield
-        ended.set()
-        watcher.join()
 
 
 def main() -> None:
@@ -210,73 +178,6 @@ def run_ours(arguments: argparse.Namespace) -> dict[str, Any]:
     seconds = [count / line["tokens_per_s"] for count, line in zip(tokens, lines, strict=True)]
     found = result(memory, seconds, tokens, loaded[0])
     return {**found, "where": {**spent.a_step(len(lines)), **machine()}}
-
-
-class Spent:
-    """Where the time of our steps goes, and what they compute, by functions of the trainer."""
-
-    def __init__(self) -> None:
-        from sdft import gradient, sampler
-
-        self._seconds: Counter[str] = Counter()
-        self._tflop = 0.0
-        self._watch(sampler, "generate", lambda: "sampling")
-        self._watch(gradient.StepGradient, "add", lambda: "teacher, student and loss")
-        grad = torch.is_grad_enabled
-        self._watch(gradient, "completion_hidden", lambda: "student" if grad() else "teacher")
-        self._watch(gradient, "row_loss", lambda: "loss")
-
-    def _watch(self, owner: Any, name: str, part: Callable[[], str]) -> None:
-        real = getattr(owner, name)
-
-        def watched(*args: Any) -> Any:
-            label, began = part(), time.perf_counter()
-            made = real(*args)
-            self._seconds[label] += time.perf_counter() - began
-            if name == "completion_hidden":
-                model, prompts, completions, prefix = args
-                passed = sum(map(len, [*prompts, *completions])) - len(prompts) * len(prefix.tokens)
-                head = model.get_output_embeddings().weight.numel()
-                layers = sum(one.numel() for one in model.base_model.parameters()) - head
-                rows = sum(map(len, completions))
-                passes = 3 if label == "student" else 1  # forward, and twice as much backward
-                self._tflop += 2e-12 * passes * (passed * layers + rows * head)
-            return made
-
-        setattr(owner, name, watched)
-
-    def a_step(self, steps: int) -> dict[str, float]:
-        parts = self._seconds
-        known = ("teacher", "student", "loss")
-        parts["backward"] = parts.pop("teacher, student and loss") - sum(parts[k] for k in known)
-        shown = {f"{part} s": round(seconds / steps, 2) for part, seconds in parts.items()}
-        return {**shown, "TFLOP of scoring": round(self._tflop / steps, 2)}
-
-
-def machine() -> dict[str, float]:
-    """Throughputs of this machine: products of 1,024 rows with SmolLM2's matrices, and reading."""
-    rows, matrix, large = torch.randn(1024, 576), torch.randn(1536, 576), torch.randn(2**27)
-    layout = torch.ops.mkldnn._reorder_linear_weight(matrix, len(rows))
-    few, many = rows[:16], [matrix.clone() for _ in range(150)]  # more than caches hold
-    packed = [torch.ops.mkldnn._reorder_linear_weight(one, 16) for one in many]
-    point = torch.ops.mkldnn._linear_pointwise
-
-    def best_s(work: Callable[[], object]) -> float:
-        return min(timeit.repeat(work, number=1, repeat=10))
-
-    flop = 2e-9 * len(rows) * matrix.numel()
-    weights = 4e-9 * matrix.numel() * len(many)
-    with torch.no_grad():
-        found = {
-            "GFLOP/s linear": flop / best_s(lambda: nn.functional.linear(rows, matrix)),
-            "GFLOP/s packed": flop / best_s(lambda: point(rows, layout, None, "none", [], "")),
-            "GB/s reading": 4e-9 * large.numel() / best_s(large.sum),
-            "GB/s 16 rows": weights
-            / best_s(lambda: [nn.functional.linear(few, one) for one in many]),
-            "GB/s 16 rows packed": weights
-            / best_s(lambda: [point(few, one, None, "none", [], "") for one in packed]),
-        }
-    return {name: round(value, 1) for name, value in found.items()}
 
 
 def noting(trainer: Any, memory: Memory, loaded: list[int]) -> None:

@@ -24,13 +24,13 @@ def start(
     command: list[str],
     environment: Mapping[str, str],
     options: Mapping[str, Any],
-) -> None:
+) -> subprocess.Popen[Any]:
     """Start a part of the stack in a session of its own; what it says is added to its log."""
     marks = {STACK: str(directory), PART: part}
     log = log_of(directory, part)
     log.parent.mkdir(exist_ok=True)
     with log.open("ab") as output:
-        subprocess.Popen(
+        return subprocess.Popen(
             command,
             env={**environment, **marks},
             stdin=subprocess.DEVNULL,

@@ -10,7 +10,8 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from subprocess import Popen
+from typing import Annotated, Any
 
 import typer
 
@@ -87,7 +88,7 @@ def up(directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     with exclusive(directory):
         made, running = read_credentials(directory), living(directory)
-        started: list[str] = []
+        started: dict[str, Popen[Any]] = {}
         begins = made is None or not running.keys() >= {"postgres", "s3"}
         try:
             if made is None or begins:  # these two hold what the others refer to
@@ -100,7 +101,7 @@ def up(directory: Path) -> None:
             if begins:
                 _end_all(directory)
             else:
-                _end(directory, started)
+                _end(directory, list(started))
             raise
 
 
@@ -155,25 +156,27 @@ def _begin(directory: Path) -> Credentials:
     return made
 
 
-def _start(directory: Path, made: Credentials, started: list[str]) -> None:
-    """Start the parts that do not run, stores before servers before workers."""
+def _start(directory: Path, made: Credentials, started: dict[str, Popen[Any]]) -> None:
+    """Start the parts that do not run, stores before servers before workers; adds to `started`."""
     stores, servers, workers = (parts(made, directory)[n : n + 2] for n in (0, 2, 4))
     for group in (stores, servers, workers):
         running = living(directory)
         for part in group:
             if part.name not in running:
-                started.append(part.name)
-                start(directory, part.name, part.command, part.environment, part.options)
+                started[part.name] = start(
+                    directory, part.name, part.command, part.environment, part.options
+                )
         for part in group:
-            _await(directory, part)
+            _await(directory, part, started.get(part.name))
         if group is stores:
             make_databases(made.superuser, made.database_passwords)
 
 
-def _await(directory: Path, part: Part) -> None:
+def _await(directory: Path, part: Part, process: Popen[Any] | None) -> None:
+    """Wait for a part; `process` is its own where it was started just now."""
     deadline = time.monotonic() + START_S
     while not part.is_well():
-        if part.name not in living(directory) or time.monotonic() > deadline:
+        if (process and process.poll() is not None) or time.monotonic() > deadline:
             log = log_of(directory, part.name)
             last = "\n".join(log.read_text(errors="replace").splitlines()[-20:])
             raise BadInput(f"{part.name} does not come to answer; {log} ends with:\n{last}")

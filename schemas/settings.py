@@ -80,7 +80,7 @@ class RuntimeSettings(Contract):
     gradient_checkpointing: bool | None = None
     """Compute activations again in the backward pass, to save memory; default: on a GPU."""
     compile: bool = False
-    """Have torch.compile fuse the layers: some minutes at the start, which long stages pay back."""
+    """Have torch.compile make the scoring passes; on a CPU it gains nothing (docs/decisions.md)."""
     offload_teacher: bool = False
     """Keep the teacher's copy of a fully trained model in main memory between its turns."""
     sampler: Literal["student", "vllm"] = "student"

@@ -132,9 +132,12 @@ class StepGradient:
         """[R, D], with its graph, of all tokens of the answers."""
         model, prompts = self._lm.model, [example.student_prompt for example in examples]
         model.train(self._recomputes)  # transformers recomputes only what is in training mode
-        with self._lm.computing():
-            hidden_RD = completion_hidden(model, prompts, [one.tokens for one in answers], prefix)
-        model.eval()
+        try:
+            with self._lm.computing():
+                tokens = [one.tokens for one in answers]
+                hidden_RD = completion_hidden(model, prompts, tokens, prefix)
+        finally:  # also where memory runs out: the teacher may be the same model
+            model.eval()
         return hidden_RD.to(self._lm.compute)
 
     def _weights(self, hidden_RD: Tensor, answers: list[Completion]) -> Tensor:

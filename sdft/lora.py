@@ -54,7 +54,7 @@ def add_average(student: PeftModel) -> dict[str, nn.Parameter]:
 def merged_weight(layer: LoraLinear) -> Tensor:
     """A linear layer's weight with the student's adapter added to it."""
     base = layer.get_base_layer()
-    assert isinstance(base, nn.Linear), "checked when the adapter was added"
+    assert isinstance(base, nn.Linear | Conv1D), "no other layer is given an adapter"
     return base.weight + layer.get_delta_weight(STUDENT)
 
 

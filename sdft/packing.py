@@ -40,7 +40,9 @@ def _outermost(model: nn.Module) -> list[nn.Linear | LoraLinear]:
     """Linear layers; of one with an adapter the whole, not its parts."""
     found: list[nn.Linear | LoraLinear] = []
     for child in model.children():
-        if type(child) is nn.Linear or type(child) is LoraLinear:
+        if type(child) is nn.Linear or (
+            type(child) is LoraLinear and type(child.get_base_layer()) is nn.Linear
+        ):
             found.append(child)
         else:
             found += _outermost(child)

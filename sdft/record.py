@@ -85,6 +85,12 @@ def adapter_files(directory: Path) -> tuple[FileDigest, ...]:
     return all_files(directory / ADAPTER)
 
 
+def recorded_folders(record: StageRecord) -> list[str]:
+    """The folders that a stage directory has beside model/: rollouts, an adapter, or neither."""
+    rollouts = any(Path(file.path).parts[0] == ROLLOUTS for file in record.logs)
+    return [ROLLOUTS] * rollouts + [ADAPTER] * bool(record.adapter)
+
+
 def verified_record(directory: Path) -> StageRecord | None:
     """The stage's record if it is finished; raises BadInput where its files are not as recorded."""
     path = directory / RECORD

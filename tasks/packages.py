@@ -135,7 +135,7 @@ def evidence_of(run: Run) -> tuple[Path, Manifest]:
     found: list[FileDigest] = []
     listed = mlflow.artifacts.list_artifacts(artifact_uri=run.info.artifact_uri)
     there = {Path(one.path).name for one in listed}
-    for path in sorted(there.intersection(EVIDENCE_PATHS)):  # SFT has no rollouts
+    for path in sorted(there.intersection(EVIDENCE_PATHS)):  # not every stage has all of them
         place = run_file(run, path)
         if place.is_file():
             size = place.stat().st_size

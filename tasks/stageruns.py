@@ -10,7 +10,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from schemas.stage import StageRecord, StageSpec, StepMetrics
-from sdft.record import ADAPTER, RECORD, verified_record
+from sdft.record import RECORD, recorded_folders, verified_record
 from sdft.stagelog import METRICS, MetricsReader, read_metrics
 from tasks.home import Home
 from tasks.leases import Fence, Fenced, check
@@ -169,9 +169,8 @@ def _log_files(client: MlflowClient, run_id: str, directory: Path, inputs: Stage
             log_snapshot(client, run_id, snapshot, context)
     for file in (RECORD, INPUTS, METRICS):
         client.log_artifact(run_id, str(directory / file))
-    for folder in ("rollouts", ADAPTER):
-        if (directory / folder).is_dir():
-            client.log_artifacts(run_id, str(directory / folder), folder)
+    for folder in recorded_folders(StageRecord.read(directory / RECORD)):
+        client.log_artifacts(run_id, str(directory / folder), folder)
     for file in (directory / "model").iterdir():
         if ".safetensors" not in file.name:  # the weights are in the registered package
             client.log_artifact(run_id, str(file), MODEL_FILES)

@@ -14,7 +14,7 @@ from schemas.snapshot import SuiteData
 from schemas.stage import StageRecord, StageSpec
 from sdft.files import placed
 from sdft.health import Health
-from sdft.record import ADAPTER, RECORD
+from sdft.record import RECORD, recorded_folders
 from sdft.schedule import total_steps
 from sdft.stagelog import METRICS, MetricsReader, read_metrics
 from tasks.basemodel import ModelDir, describe_model
@@ -198,9 +198,8 @@ def _fetch(home: Home, spec: StageSpec, curriculum: str) -> bool:
             with placed(finished_dir(home, spec)) as partial:
                 for file in (RECORD, INPUTS, METRICS):
                     shutil.copyfile(run_file(run, file), partial / file)
-                shutil.copytree(run_file(run, "rollouts"), partial / "rollouts")
-                if StageRecord.read(partial / RECORD).adapter:
-                    shutil.copytree(run_file(run, ADAPTER), partial / ADAPTER)
+                for folder in recorded_folders(StageRecord.read(partial / RECORD)):
+                    shutil.copytree(run_file(run, folder), partial / folder)
                 shutil.copytree(run_file(run, MODEL_FILES), partial / "model")
                 package, _ = package_of(package_uri(client, version))
                 for weights in (package / "model").glob("*.safetensors*"):

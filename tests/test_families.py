@@ -12,6 +12,7 @@ import torch
 from conftest import eval_rows, make_tokenizer, save_tiny_model, train_rows
 from transformers import (
     Gemma2Config,
+    GPT2Config,
     GPTNeoXConfig,
     OPTConfig,
     PretrainedConfig,
@@ -64,6 +65,7 @@ FAMILIES: dict[str, tuple[type[PretrainedConfig], dict[str, object]]] = {
         GPTNeoXConfig,
         {"intermediate_size": 64, "tie_word_embeddings": False, "attention_dropout": 0.1},
     ),
+    "GPT-2, layers that are transposed": (GPT2Config, {"initializer_range": 0.2}),
     "OPT, learned positions": (
         OPTConfig,
         {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.1, "init_std": 0.2},
