@@ -19,6 +19,7 @@ from schemas.settings import RuntimeSettings
 from schemas.stage import FileDigest
 from sdft.files import placed
 from sdft.modelfiles import all_files
+from sdft.ranks import Ranks
 from sdft.stagelog import METRICS, ROLLOUTS
 from sdft.teacher import Teacher
 
@@ -45,6 +46,7 @@ class Checkpoints:
     folder: Path
     key: str
     runtime: RuntimeSettings
+    ranks: Ranks
     trained: dict[str, Parameter]
     optimizer: torch.optim.Optimizer
     teacher: Teacher | None
@@ -66,6 +68,14 @@ class Checkpoints:
         only then are older ones removed.
         """
         began = time.monotonic()
+        if self.ranks.leads:
+            self._write(step, metrics)
+        self.ranks.meet()  # before any of them may end
+        self._saved_at = time.monotonic()
+        self._cost_s = self._saved_at - began
+        self.seconds += self._cost_s
+
+    def _write(self, step: int, metrics: bytes) -> None:
         self.folder.mkdir(exist_ok=True)
         target = self.folder / f"step-{step:06d}"
         with placed(target) as partial:
@@ -90,9 +100,6 @@ class Checkpoints:
         sync(target)
         for old in sorted(self.folder.glob("step-*"))[: -self.runtime.keep_checkpoints]:
             shutil.rmtree(old)
-        self._saved_at = time.monotonic()
-        self._cost_s = self._saved_at - began
-        self.seconds += self._cost_s
 
     def load(self) -> tuple[int, bytes]:
         """Load the newest checkpoint of this stage whose hashes verify.
@@ -101,6 +108,18 @@ class Checkpoints:
         does not verify is set aside under another name, with a message; rollouts, which no step
         depends on, are left out where they are not what was saved.
         """
+        name = self.ranks.from_first(self._newest() if self.ranks.leads else None)
+        if name is None:
+            return 0, b""
+        path = self.folder / name
+        _copy_into(self.trained, load_file(path / "model.safetensors"))
+        if self.teacher and self.teacher.averages:
+            _copy_into(self.teacher.averages, load_file(path / "teacher.safetensors"))
+        self._load_optimizer(load_file(path / "optimizer.safetensors"))
+        return Manifest.read(path / _MANIFEST).step, (path / METRICS).read_bytes()
+
+    def _newest(self) -> str | None:
+        """The name of the newest one that verifies; whatever does not is set aside."""
         for path in sorted(self.folder.glob("step-*"), reverse=True):
             try:
                 manifest = self._verified(path)
@@ -109,13 +128,9 @@ class Checkpoints:
                 shutil.rmtree(self.folder / f"bad-{path.name}", ignore_errors=True)
                 path.rename(self.folder / f"bad-{path.name}")
                 continue
-            _copy_into(self.trained, load_file(path / "model.safetensors"))
-            if self.teacher and self.teacher.averages:
-                _copy_into(self.teacher.averages, load_file(path / "teacher.safetensors"))
-            self._load_optimizer(load_file(path / "optimizer.safetensors"))
             self._leave_out_altered(manifest.rollouts)
-            return manifest.step, (path / METRICS).read_bytes()
-        return 0, b""
+            return path.name
+        return None
 
     def _verified(self, path: Path) -> Manifest:
         """The manifest of a checkpoint that is whole; raises BadInput with what is not."""

@@ -14,6 +14,7 @@ from sdft.divergence import RowScore, row_loss, teacher_score, token_score
 from sdft.model import LanguageModel
 from sdft.prefix import Prefix, shared_prefix
 from sdft.process import StageFailed
+from sdft.ranks import ALONE, Ranks
 from sdft.rollout import Completion, Sampling
 from sdft.sampler import Sampler, sequence_weights
 from sdft.schedule import micro_batches
@@ -39,7 +40,8 @@ class StepGradient:
     """Adds each step's gradient to the student's parameters.
 
     The loss is the mean over sequences of the mean over a sequence's tokens (paper, equation 1);
-    answers of a sampler that is not the student are weighted.
+    answers of a sampler that is not the student are weighted. Each rank takes a part of a step's
+    sequences, of like length; the mean is over all of them.
     """
 
     def __init__(
@@ -49,8 +51,9 @@ class StepGradient:
         sampler: Sampler,
         examples: list[Example],
         spec: StageSpec,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self._lm, self._teacher = lm, teacher
+        self._lm, self._teacher, self._ranks = lm, teacher, ranks
         self._settings = spec.training
         self._corrects = teacher is not None and not sampler.is_student
         wanted = spec.runtime.gradient_checkpointing
@@ -77,33 +80,47 @@ class StepGradient:
         token with the number of tokens that they are of. Raises StageFailed when a single sequence
         is too much.
         """
+        skip = self._settings.skip_first_tokens
+        rows = [max(0, len(answer.tokens) - skip) for answer in answers]
         while True:
+            made, problem = None, ""
             try:
-                return self._add(chosen, answers)
+                made = self._add(chosen, answers, rows)
             except torch.OutOfMemoryError as error:
-                lengths = list(map(_length, chosen, answers))
-                if self._budget <= max(lengths):
-                    raise StageFailed(
-                        f"a single sequence does not fit into the device's memory ({error}); lower "
-                        "training.max_new_tokens or shorten the prompts"
-                    ) from None
+                problem = str(error)
+            if not self._ranks.any(made is None):
+                break
+            lengths = list(map(_length, chosen, answers))
+            if self._budget <= max(lengths):
+                raise StageFailed(
+                    f"a single sequence does not fit into the device's memory ({problem}); lower "
+                    "training.max_new_tokens or shorten the prompts"
+                )
             self._lm.model.zero_grad(set_to_none=True)
             self._budget = min(self._budget, sum(lengths)) // 2
             print(f"out of memory: goes on with {self._budget} tokens at a time", flush=True)
+        assert made is not None, "no rank ran out of memory"
+        self._ranks.sum_gradients(self._lm.model.parameters())
+        divergence, entropy, trust, *losses = self._ranks.sum(made)
+        metrics = {"divergence": divergence, "entropy": entropy, "loss_tokens": sum(rows)}
+        return losses, metrics | (
+            {"sequence_weight": trust} if self._corrects and any(rows) else {}
+        )
 
     def _add(
-        self, chosen: list[Example], answers: list[Completion]
-    ) -> tuple[list[float], dict[str, float]]:
+        self, chosen: list[Example], answers: list[Completion], rows: list[int]
+    ) -> list[float]:
+        """Add this rank's part of the gradient of all sequences that have rows.
+
+        Returns its part of divergence, entropy and sequence weight, then of each sequence's
+        divergence.
+        """
         skip = self._settings.skip_first_tokens
-        rows = [max(0, len(answer.tokens) - skip) for answer in answers]
-        counted = [index for index, count in enumerate(rows) if count]
         losses, divergence, entropy, trust = [0.0] * len(chosen), 0.0, 0.0, 0.0
+        counted = [index for index, count in enumerate(rows) if count]
         if not counted:  # every completion is shorter than `skip`: nothing to learn in this step
-            return losses, {"divergence": 0.0, "entropy": 0.0, "loss_tokens": 0}
-        lengths = [_length(chosen[index], answers[index]) for index in counted]
-        parts = [
-            [counted[place] for place in part] for part in micro_batches(lengths, self._budget)
-        ]
+            return [divergence, entropy, trust, *losses]
+        parts = self._parts({index: _length(chosen[index], answers[index]) for index in counted})
         scores = self._scores(parts, chosen, answers)
         with self._lm.computing():
             prefix = Prefix(self._lm.model, self._student_begins)
@@ -123,8 +140,14 @@ class StepGradient:
             entropy += (entropy_R * share_R).sum().item()
             trust += weight_B.sum().item() / len(counted)
         prefix.backward()
-        metrics = {"divergence": divergence, "entropy": entropy, "loss_tokens": sum(rows)}
-        return losses, metrics | ({"sequence_weight": trust} if self._corrects else {})
+        return [divergence, entropy, trust, *losses]
+
+    def _parts(self, lengths: dict[int, int]) -> list[list[int]]:
+        """This rank's micro-batches of the sequences of these lengths."""
+        longest_first = sorted(lengths, key=lambda index: -lengths[index])
+        ours = longest_first[self._ranks.rank :: self._ranks.world]
+        parts = micro_batches([lengths[index] for index in ours], self._budget)
+        return [[ours[place] for place in part] for part in parts]
 
     def _student(
         self, examples: list[Example], answers: list[Completion], prefix: Prefix
