@@ -5,12 +5,12 @@ Order of batches and random numbers are functions of (seed, step), so they need 
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -22,6 +22,7 @@ from sdft.modelfiles import all_files
 from sdft.ranks import Ranks
 from sdft.stagelog import METRICS, ROLLOUTS
 from sdft.teacher import Teacher
+from sdft.tensorfiles import read_tensors, tensor_names, write_tensors
 
 _MANIFEST = "manifest.json"
 _COMPLETE = "COMPLETE"
@@ -65,20 +66,11 @@ class Checkpoints:
         """Write the state after `step` steps, whole or not at all; `metrics` are its curve so far.
 
         Files, then the manifest with their hashes, then the name, then the mark that all is there;
-        only then are older ones removed.
+        only then are older ones removed. The leading rank does that, and all write their parts.
         """
         began = time.monotonic()
-        if self.ranks.leads:
-            self._write(step, metrics)
-        self.ranks.meet()  # before any of them may end
-        self._saved_at = time.monotonic()
-        self._cost_s = self._saved_at - began
-        self.seconds += self._cost_s
-
-    def _write(self, step: int, metrics: bytes) -> None:
-        self.folder.mkdir(exist_ok=True)
         target = self.folder / f"step-{step:06d}"
-        with placed(target) as partial:
+        with self._placed(target) as partial:
             contents = {
                 "model": self.trained,
                 "optimizer": self._optimizer_tensors(),
@@ -86,20 +78,37 @@ class Checkpoints:
             }
             for name, tensors in contents.items():
                 if tensors:
-                    saved = {k: one.detach().contiguous() for k, one in tensors.items()}
-                    save_file(saved, partial / f"{name}.safetensors")
-            (partial / METRICS).write_bytes(metrics)
-            manifest = Manifest(
-                key=self.key,
-                step=step,
-                files=all_files(partial),
-                rollouts=all_files(self._rollouts),
-            )
-            manifest.seal().write(partial / _MANIFEST)
-        (target / _COMPLETE).touch()
-        sync(target)
-        for old in sorted(self.folder.glob("step-*"))[: -self.runtime.keep_checkpoints]:
-            shutil.rmtree(old)
+                    write_tensors(tensors, partial / name, self.ranks)
+            self.ranks.meet()
+            if self.ranks.leads:
+                (partial / METRICS).write_bytes(metrics)
+                manifest = Manifest(
+                    key=self.key,
+                    step=step,
+                    files=all_files(partial),
+                    rollouts=all_files(self._rollouts),
+                )
+                manifest.seal().write(partial / _MANIFEST)
+        if self.ranks.leads:
+            (target / _COMPLETE).touch()
+            sync(target)
+            for old in sorted(self.folder.glob("step-*"))[: -self.runtime.keep_checkpoints]:
+                shutil.rmtree(old)
+        self.ranks.meet()  # before any of them may end
+        self._saved_at = time.monotonic()
+        self._cost_s = self._saved_at - began
+        self.seconds += self._cost_s
+
+    @contextmanager
+    def _placed(self, target: Path) -> Generator[Path]:
+        """As placed() does it, by the leading rank, for all."""
+        if not self.ranks.leads:
+            yield Path(self.ranks.from_first(None))
+            return
+        self.folder.mkdir(exist_ok=True)
+        with placed(target) as partial:
+            self.ranks.from_first(str(partial))
+            yield partial
 
     def load(self) -> tuple[int, bytes]:
         """Load the newest checkpoint of this stage whose hashes verify.
@@ -112,10 +121,10 @@ class Checkpoints:
         if name is None:
             return 0, b""
         path = self.folder / name
-        _copy_into(self.trained, load_file(path / "model.safetensors"))
+        read_tensors(self.trained, path / "model")
         if self.teacher and self.teacher.averages:
-            _copy_into(self.teacher.averages, load_file(path / "teacher.safetensors"))
-        self._load_optimizer(load_file(path / "optimizer.safetensors"))
+            read_tensors(self.teacher.averages, path / "teacher")
+        self._load_optimizer(path / "optimizer")
         return Manifest.read(path / _MANIFEST).step, (path / METRICS).read_bytes()
 
     def _newest(self) -> str | None:
@@ -163,12 +172,14 @@ class Checkpoints:
             for field, value in self.optimizer.state.get(parameter, {}).items()
         }
 
-    def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
-        for key, value in tensors.items():
+    def _load_optimizer(self, stem: Path) -> None:
+        for key in tensor_names(stem):
             name, field = key.rsplit("/", 1)
             parameter = self.trained[name]
-            place = value if field == "step" else value.to(parameter.device)
+            count = torch.zeros((), device=parameter.device)
+            place = count if field == "step" else torch.zeros_like(parameter)
             self.optimizer.state[parameter][field] = place
+        read_tensors(self._optimizer_tensors(), stem)
 
 
 def is_due(
@@ -183,9 +194,3 @@ def is_due(
     exactly = every is not None and step % every == 0
     affordable = saving_s <= MAX_SHARE * elapsed_s
     return exactly or (affordable and since_s >= runtime.checkpoint_every_s)
-
-
-@torch.no_grad()
-def _copy_into(parameters: Mapping[str, Tensor], saved: dict[str, Tensor]) -> None:
-    for name, parameter in parameters.items():
-        parameter.copy_(saved[name])

@@ -19,8 +19,11 @@ from sdft.rollout import Completion, Sampling
 from sdft.sampler import Sampler, sequence_weights
 from sdft.schedule import micro_batches
 from sdft.scoring import can_pack, completion_hidden
+from sdft.sharding import is_sharded
 from sdft.teacher import Teacher
 
+SHARDED_TOKENS = 2**13
+"""The same where the model is sharded: there nothing can be halved, for all ranks work together."""
 DEFAULT_TOKENS = {"cpu": 1024, "cuda": 2**17}
 """Tokens of a micro-batch: on a CPU what keeps its cores busy, on a GPU more than most hold, since
 there too many are found out and halved."""
@@ -60,13 +63,16 @@ class StepGradient:
         self._recomputes = lm.device.type == "cuda" if wanted is None else wanted
         if self._recomputes:
             lm.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self._budget = spec.runtime.micro_batch_tokens or DEFAULT_TOKENS[lm.device.type]
+        self._sharded = is_sharded(lm.model)
+        usual = DEFAULT_TOKENS[lm.device.type]
+        default = min(usual, SHARDED_TOKENS) if self._sharded else usual
+        self._budget = spec.runtime.micro_batch_tokens or default
         self._student_begins, self._teacher_begins = list[int](), list[int]()
         if not can_pack(lm.model):
             self._teacher_begins = shared_prefix(lm.model, [one.teacher_prompt for one in examples])
-            if (
-                not self._recomputes
-            ):  # a layer that is run again must find no cache filled by itself
+            # A layer that is run again must find no cache filled by itself, and the weights of one
+            # that is sharded are gone when a gradient comes by the cache alone.
+            if not self._recomputes and not self._sharded:
                 prompts = [one.student_prompt for one in examples]
                 self._student_begins = shared_prefix(lm.model, prompts)
         self._teacher_prefix: Prefix | None = None
@@ -88,6 +94,11 @@ class StepGradient:
                 made = self._add(chosen, answers, rows)
             except torch.OutOfMemoryError as error:
                 problem = str(error)
+                if self._sharded:  # the others wait for this rank's layers
+                    raise StageFailed(
+                        f"a micro-batch of {self._budget} tokens does not fit into the device's "
+                        f"memory ({error}); set runtime.micro_batch_tokens to less"
+                    ) from None
             if not self._ranks.any(made is None):
                 break
             lengths = list(map(_length, chosen, answers))
@@ -120,34 +131,45 @@ class StepGradient:
         counted = [index for index, count in enumerate(rows) if count]
         if not counted:  # every completion is shorter than `skip`: nothing to learn in this step
             return [divergence, entropy, trust, *losses]
-        parts = self._parts({index: _length(chosen[index], answers[index]) for index in counted})
+        parts, ours = self._parts(
+            {index: _length(chosen[index], answers[index]) for index in counted}
+        )
         scores = self._scores(parts, chosen, answers)
         with self._lm.computing():
             prefix = Prefix(self._lm.model, self._student_begins)
-        for indices, score in zip(parts, scores, strict=True):
+        for place, (indices, score) in enumerate(zip(parts, scores, strict=True)):
+            counts = place < ours
             said = [answers[index] for index in indices]
             rows_B = torch.tensor([rows[index] for index in indices], device=self._lm.device)
             hidden_RD = self._student([chosen[index] for index in indices], said, prefix)
             weight_B = self._weights(hidden_RD.detach(), said)
-            share_R = (1.0 / (len(counted) * rows_B)).repeat_interleave(rows_B)
+            share_R = (counts / (len(counted) * rows_B)).repeat_interleave(rows_B)
             weight_R = share_R * weight_B.repeat_interleave(rows_B)
             student_RD = hidden_RD[_after(skip, said, self._lm.device)]
             loss, loss_R, entropy_R = row_loss(student_RD, self._lm.head(), weight_R, score)
             loss.backward()
             for index, one in zip(indices, loss_R.split(rows_B.tolist()), strict=True):
-                losses[index] = one.mean().item()
+                losses[index] = counts * one.mean().item()
             divergence += loss.item()
             entropy += (entropy_R * share_R).sum().item()
-            trust += weight_B.sum().item() / len(counted)
+            trust += counts * weight_B.sum().item() / len(counted)
         prefix.backward()
         return [divergence, entropy, trust, *losses]
 
-    def _parts(self, lengths: dict[int, int]) -> list[list[int]]:
-        """This rank's micro-batches of the sequences of these lengths."""
+    def _parts(self, lengths: dict[int, int]) -> tuple[list[list[int]], int]:
+        """This rank's micro-batches of the sequences of these lengths, and how many are its own.
+
+        The rest are there because ranks of a sharded model go through it equally often.
+        """
         longest_first = sorted(lengths, key=lambda index: -lengths[index])
-        ours = longest_first[self._ranks.rank :: self._ranks.world]
-        parts = micro_batches([lengths[index] for index in ours], self._budget)
-        return [[ours[place] for place in part] for part in parts]
+        everyones = list[list[list[int]]]()
+        for rank in range(self._ranks.world):
+            dealt = longest_first[rank :: self._ranks.world]
+            parts = micro_batches([lengths[index] for index in dealt], self._budget)
+            everyones.append([[dealt[place] for place in part] for part in parts])
+        parts = everyones[self._ranks.rank]
+        most = max(map(len, everyones)) if self._sharded else len(parts)
+        return parts + [longest_first[-1:]] * (most - len(parts)), len(parts)
 
     def _student(
         self, examples: list[Example], answers: list[Completion], prefix: Prefix

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Partial
 
 from schemas.base import BadInput
 from schemas.settings import RuntimeSettings
@@ -72,10 +73,14 @@ class Ranks:
         return values if self.world == 1 else [sum(ones) for ones in zip(*everyones, strict=True)]
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Each parameter's gradient summed over the ranks; one that no rank has stays None."""
+        """Each parameter's gradient summed over the ranks; one that no rank has stays None.
+
+        Those of sharded parameters are sums already.
+        """
         if self.world == 1:
             return
-        learning = [one for one in parameters if one.requires_grad]
+        whole_ones = [one for one in parameters if not isinstance(one, DTensor)]
+        learning = [one for one in whole_ones if one.requires_grad]
         reached = torch.tensor([one.grad is not None for one in learning], dtype=torch.uint8)
         dist.all_reduce(reached, dist.ReduceOp.MAX)
         under_way: list[Any] = []
@@ -89,6 +94,14 @@ class Ranks:
 
 
 ALONE = Ranks()
+
+
+def whole(part: Tensor) -> Tensor:
+    """A tensor that may lie in parts on the ranks, put together; its gradient is their sum.
+
+    Whatever is no such tensor is given back.
+    """
+    return part.full_tensor(grad_placements=[Partial()]) if isinstance(part, DTensor) else part
 
 
 def is_rank() -> bool:

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 
 from schemas.base import BadInput
 from schemas.settings import TrainingSettings
@@ -29,11 +30,12 @@ from sdft.health import Health, artifact_share
 from sdft.lora import add_adapter
 from sdft.model import LanguageModel, gpu_memory, load_model, pick_compute, pick_device
 from sdft.process import StageFailed, Stop, exclusive, run_program
-from sdft.ranks import ALONE, Ranks, is_rank, leads, open_ranks
+from sdft.ranks import ALONE, Ranks, is_rank, leads, open_ranks, whole
 from sdft.record import RECORD, Finished, finish_stage
 from sdft.rollout import Completion, Sampling
 from sdft.sampler import Sampler, open_sampler
 from sdft.schedule import batch, learning_rate, step_seed, total_steps
+from sdft.sharding import gather, gathered, shard
 from sdft.stagelog import StageLog
 from sdft.teacher import open_teacher
 
@@ -53,12 +55,15 @@ def train(spec: StageSpec, directory: Path, stop: Stop, ranks: Ranks = ALONE) ->
     data that do not fit the model, and Diverged for a loss or gradient that is not finite.
     """
     settings, runtime, started = spec.training, spec.runtime, time.monotonic()
-    lm = _open(spec)
+    sharded = runtime.sharding == "full" and ranks.world > 1
+    device = pick_device(runtime.device)
+    lm, adapter = _open(spec, device, torch.device("cpu") if sharded else device)
     examples = [_example(lm, row, settings) for row in read_demonstrations(Path(spec.train_file))]
     check_lengths(lm, examples, settings)
     steps = total_steps(settings, len(examples))
-    adapter = add_adapter(lm.model, settings.lora, spec.seed) if settings.lora else None
     teacher = open_teacher(lm, adapter, spec) if settings.method == "sdft" else None
+    if sharded:
+        teacher = shard(lm, teacher, device, ranks)
     if runtime.compile:
         for model in {lm.model, teacher.model if teacher else lm.model}:
             model.base_model.compile(dynamic=True)
@@ -86,11 +91,12 @@ def train(spec: StageSpec, directory: Path, stop: Stop, ranks: Ranks = ALONE) ->
         chosen = [examples[row] for row in batch(settings, len(examples), spec.seed, step)]
         torch.manual_seed(seed := step_seed(spec.seed, step))
         if teacher:
-            answers = rollouts(sampler, chosen, settings, seed, ranks)
+            with gathered(lm.model):
+                answers = rollouts(sampler, chosen, settings, seed, ranks)
         else:
             answers = [example.demonstration for example in chosen]
         losses, metrics = gradient.add(chosen, answers)
-        norm = torch.nn.utils.clip_grad_norm_(trained.values(), settings.max_grad_norm)
+        norm = whole(torch.nn.utils.clip_grad_norm_(trained.values(), settings.max_grad_norm))
         if ranks.any(not math.isfinite(metrics["divergence"] + norm.item())):
             raise Diverged(
                 f"step {step + 1}: divergence {metrics['divergence']}, gradient norm {norm}; try a "
@@ -137,8 +143,12 @@ def train(spec: StageSpec, directory: Path, stop: Stop, ranks: Ranks = ALONE) ->
             return None
     log.flush_rollouts(steps)
     seconds = time.monotonic() - started
+    finished = Finished(steps, seconds, checkpoints.seconds)
+    weights = gather(trained, ranks) if sharded else {}
     if ranks.leads:
-        finished = Finished(steps, seconds, checkpoints.seconds)
+        if sharded:
+            lm, adapter = _open(spec, device, torch.device("cpu"))
+            assert not lm.model.load_state_dict(weights, strict=False).unexpected_keys
         finish_stage(spec, directory, lm, adapter, finished)
     ranks.meet()
     return StageRecord.read(directory / RECORD)
@@ -173,12 +183,17 @@ def rollouts(
     return [Completion(**one) for one in ranks.gather([asdict(one) for one in answers])]
 
 
-def _open(spec: StageSpec) -> LanguageModel:
-    """The parent: weights that learn in fp32, those that stay as they are in the compute dtype."""
-    device = pick_device(spec.runtime.device)
+def _open(
+    spec: StageSpec, device: torch.device, place: torch.device
+) -> tuple[LanguageModel, PeftModel | None]:
+    """The parent, and what is trained of it if that is an adapter, to be computed on the device.
+
+    Weights that learn are in fp32, those that stay as they are in the compute dtype.
+    """
     compute = pick_compute(spec.runtime.compute, device)
-    weights = compute if spec.training.lora else torch.float32
-    return load_model(Path(spec.parent_dir), device, compute, weights)
+    lora = spec.training.lora
+    lm = load_model(Path(spec.parent_dir), place, compute, compute if lora else torch.float32)
+    return lm, add_adapter(lm.model, lora, spec.seed) if lora else None
 
 
 def _example(lm: LanguageModel, row: Demonstration, settings: TrainingSettings) -> Example:
