@@ -106,6 +106,15 @@ class RuntimeSettings(Contract):
     stall_timeout_s: Annotated[float, Field(gt=0.0)] = 1800.0
     """A trainer or evaluator that reports nothing for this long is ended."""
 
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        if self.processes > 1 and self.sampler == "vllm":
+            raise ValueError("sampler vllm goes with one process only; use student")
+        if self.sharding == "full" and (self.compile or self.offload_teacher):
+            name = "compile" if self.compile else "offload_teacher"
+            raise ValueError(f"sharding full does not go with {name}; leave one of them out")
+        return self
+
 
 class EvaluationSettings(Contract):
     """How suites are answered: greedy, so that the same model gives the same score."""

@@ -6,16 +6,20 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT
-from stages import BASIC, Case, assert_weights_close
+import torch
+from conftest import ROOT, make_tokenizer, save_tiny_model, tiny_llama
+from pydantic import ValidationError
+from stages import BASIC, Case, StopAfter, assert_weights_close
+from test_train import limit_memory
 
-from schemas.stage import EXIT_ERROR, EXIT_STOPPED, StageSpec
+from schemas.settings import RuntimeSettings
+from schemas.stage import EXIT_BAD_INPUT, EXIT_ERROR, EXIT_STOPPED, StageSpec
 from sdft.model import load_model
 from sdft.process import Stop
 from sdft.ranks import open_ranks
@@ -24,8 +28,9 @@ from sdft.stagelog import read_metrics
 from sdft.train import train
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["learning", "sdft.train"])
+CONTEXT.set_forkserver_preload(["sdft.train", "torch.distributed.tensor", "pytest", "psutil"])
 WAIT_S = 120
+LONG = BASIC.model_copy(update={"epochs": 8})
 UNLIKE = {"tokens_per_s"}
 """What a step measures of the machine."""
 
@@ -40,20 +45,89 @@ WAYS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [2, 4])
-@pytest.mark.parametrize("way", WAYS)
-def test_several_ranks_give_what_one_gives(case: Case, way: str, world: int) -> None:
+@pytest.mark.parametrize(
+    ("way", "world", "sharding"),
+    [
+        *[(way, 2, "none") for way in WAYS],
+        *[(way, 4, "full") for way in WAYS],
+        ("frozen", 4, "none"),
+        ("frozen", 2, "full"),
+    ],
+)
+def test_several_ranks_give_what_one_gives(case: Case, way: str, world: int, sharding: str) -> None:
     """The last batch of an epoch has two rows: of four ranks two have nothing to do in it."""
     training = BASIC.model_validate(BASIC.model_dump() | WAYS[way])
-    spec = case.spec(training, micro_batch_tokens=100)
+    spec = case.spec(training, micro_batch_tokens=100, sharding=sharding)
     _, _, one = case.run("one", spec)
-    several = run_ranks(world, spec, case.folder / "several")
-    assert_equal_but_for_rounding(one, several)
+    run_ranks(world, spec, case.folder / "several")
+    assert_equal_but_for_rounding(one, case.folder / "several")
+
+
+@pytest.mark.slow
+def test_a_sharded_model_with_a_head_of_its_own_computes_activations_again(tmp_path: Path) -> None:
+    config = tiny_llama(make_tokenizer())
+    config.tie_word_embeddings = False
+    case = Case(save_tiny_model(tmp_path / "untied", config), tmp_path)
+    spec = case.spec(BASIC, sharding="full", gradient_checkpointing=True)
+    _, _, one = case.run("one", spec)
+    run_ranks(2, spec, tmp_path / "several")
+    assert_equal_but_for_rounding(one, tmp_path / "several")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "legs",
+    [
+        [(2, "full"), (4, "full"), (1, "none")],
+        [(1, "none"), (2, "full"), (4, "none")],
+    ],
+)
+def test_a_stage_goes_on_with_another_number_of_ranks(
+    case: Case, legs: list[tuple[int, str]]
+) -> None:
+    """Two steps each, then to the end; one rank is told to stop, and all do."""
+    training = BASIC.model_copy(update={"teacher": "ema", "ema_rate": 0.1})
+    _, _, one = case.run("one", case.spec(training))
+    directory = case.folder / "several"
+    for number, (world, sharding) in enumerate(legs, start=1):
+        spec = case.spec(training, sharding=sharding)
+        stop = StopAfter(2) if number < len(legs) else Stop()
+        run_ranks(world, spec, directory, stop=stop)
+        if number < len(legs):
+            checkpoint = directory / "checkpoints" / f"step-{2 * number:06d}"
+            parts = list(checkpoint.rglob("*.safetensors"))
+            assert len(parts) == 3 * (world if sharding == "full" else 1)
+            assert not (directory / "record.json").exists()
+    assert_equal_but_for_rounding(one, directory)
+
+
+@pytest.mark.slow
+def test_where_one_ranks_memory_runs_out_all_go_on_in_smaller_parts(case: Case) -> None:
+    spec = case.spec()
+    _, _, one = case.run("one", spec)
+    run_ranks(2, spec, case.folder / "several", prepare=take_memory_of_the_last)
+    assert_equal_but_for_rounding(one, case.folder / "several")
+
+
+def take_memory_of_the_last(rank: int, world: int) -> None:
+    if rank == world - 1:
+        limit_memory(pytest.MonkeyPatch(), tokens=50)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"processes": 2, "sampler": "vllm"},
+        {"sharding": "full", "compile": True},
+        {"sharding": "full", "offload_teacher": True},
+    ],
+)
+def test_what_does_not_go_together_is_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="go(es)? with"):
+        RuntimeSettings.model_validate(settings)
 
 
 def test_a_part_of_the_prompts_is_answered_as_in_the_whole(case: Case) -> None:
-    import torch
-
     lm = load_model(case.model_dir, torch.device("cpu"))
     prompts = [lm.prompt_ids([{"role": "user", "content": f"number {n}"}]) for n in range(5)]
     sampling = Sampling(max_new_tokens=12, temperature=1.0)
@@ -65,9 +139,17 @@ def test_a_part_of_the_prompts_is_answered_as_in_the_whole(case: Case) -> None:
 
 
 @pytest.mark.slow
+def test_what_a_rank_refuses_is_said_once_and_by_the_exit_code(case: Case) -> None:
+    spec = case.spec(BASIC.model_copy(update={"max_prompt_tokens": 10}), processes=2)
+    with started(spec, case.folder / "refused") as program:
+        output, _ = program.communicate(timeout=WAIT_S)
+    assert program.returncode == EXIT_BAD_INPUT
+    assert output.rpartition("error: ")[2].startswith("row alpha-0: the student's prompt has 14")
+
+
+@pytest.mark.slow
 def test_when_a_rank_is_killed_the_stage_stops_as_a_whole_and_goes_on(case: Case) -> None:
-    training = BASIC.model_copy(update={"epochs": 8})
-    spec = case.spec(training, checkpoint_every_steps=1, processes=2)
+    spec = case.spec(LONG, checkpoint_every_steps=1, processes=2)
     with started(spec, case.folder / "killed") as program:
         await_checkpoint(case.folder / "killed", program)
         ranks = psutil.Process(program.pid).children()
@@ -82,8 +164,7 @@ def test_when_a_rank_is_killed_the_stage_stops_as_a_whole_and_goes_on(case: Case
 
 @pytest.mark.slow
 def test_sigterm_saves_a_checkpoint_that_another_number_of_ranks_goes_on_from(case: Case) -> None:
-    training = BASIC.model_copy(update={"epochs": 8})
-    spec = case.spec(training, checkpoint_every_steps=1, processes=2)
+    spec = case.spec(LONG, checkpoint_every_steps=1, processes=2)
     with started(spec, case.folder / "stopped") as program:
         await_checkpoint(case.folder / "stopped", program)
         program.send_signal(signal.SIGTERM)
@@ -113,14 +194,27 @@ def assert_equal_but_for_rounding(one: Path, several: Path) -> None:
             assert other.metrics[name] == pytest.approx(line.metrics[name], rel=1e-4), name
 
 
-def run_ranks(world: int, spec: StageSpec, directory: Path, stop: Stop | None = None) -> Path:
-    """Train in so many processes, which torchrun would have started."""
+def nothing(rank: int, world: int) -> None:
+    """What a rank does before it trains."""
+
+
+def run_ranks(
+    world: int,
+    spec: StageSpec,
+    directory: Path,
+    stop: Stop | None = None,
+    prepare: Callable[[int, int], None] = nothing,
+) -> None:
+    """Train in so many processes, as torchrun would start them; `stop` is the last one's."""
     directory.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    stops = [Stop()] * (world - 1) + [stop or Stop()]
     ranks = [
-        CONTEXT.Process(target=be_rank, args=(rank, world, port, spec, directory, stop or Stop()))
+        CONTEXT.Process(
+            target=be_rank, args=(rank, world, port, spec, directory, stops[rank], prepare)
+        )
         for rank in range(world)
     ]
     for one in ranks:
@@ -128,12 +222,17 @@ def run_ranks(world: int, spec: StageSpec, directory: Path, stop: Stop | None = 
     for one in ranks:
         one.join(WAIT_S)
     assert [one.exitcode for one in ranks] == [0] * world
-    return directory
 
 
-def be_rank(rank: int, world: int, port: int, spec: StageSpec, directory: Path, stop: Stop) -> None:
-    import torch
-
+def be_rank(
+    rank: int,
+    world: int,
+    port: int,
+    spec: StageSpec,
+    directory: Path,
+    stop: Stop,
+    prepare: Callable[[int, int], None],
+) -> None:
     torch.set_num_threads(1)
     os.environ |= {
         "TORCHELASTIC_RUN_ID": "test",
@@ -144,6 +243,7 @@ def be_rank(rank: int, world: int, port: int, spec: StageSpec, directory: Path, 
         "MASTER_PORT": str(port),
         "GLOO_SOCKET_IFNAME": "lo",
     }
+    prepare(rank, world)
     with open_ranks(spec.runtime) as ranks:
         train(spec, directory, stop, ranks)
 
