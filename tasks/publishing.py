@@ -7,6 +7,7 @@ from prefect import task
 from schemas.base import Contract
 from schemas.results import Verdict
 from sdft.chain import let_in
+from sdft.record import ADAPTER
 from tasks.aliases import settle
 from tasks.console import say
 from tasks.evaluation import ScoredCell, log_scores
@@ -15,7 +16,8 @@ from tasks.gating import keep_verdict
 from tasks.home import Home
 from tasks.leases import Fence
 from tasks.ledger import Ledger
-from tasks.registration import register_stage
+from tasks.packages import Stack
+from tasks.registration import Origin, register_stage
 from tasks.stagefiles import INPUTS, StageInputs
 from tasks.stageruns import log_stage
 from tasks.tracking import Away, open_client, reaching
@@ -55,13 +57,16 @@ def publish_stages(
     Where MLflow cannot be reached the rest is left: it is asked for again with the next stage.
     """
     home, known = Home(home_dir), dict(versions)
+    by_number = {stage.trained.stage: stage for stage in judged}
     for stage in judged:
         number, skill = stage.trained.stage, stage.trained.skill
         if number in known:
             continue
         try:
             with reaching(home):
-                known[number] = _publish(home, name, stage, known.get(stage.parent_stage), fence)
+                parent = known.get(stage.parent_stage)
+                origin = Origin(parent_version=parent, stack=_stack(stage, by_number))
+                known[number] = _publish(home, name, stage, origin, fence)
         except Away as away:
             say("register", skill, f"not yet: {away}", "yellow")
             break
@@ -74,9 +79,19 @@ def is_let_in(home: Home, name: str, version: str | None, verdict: Verdict) -> b
     return verdict.passed if version is None else let_in(Ledger(home).entries(name), version)
 
 
-def _publish(
-    home: Home, name: str, stage: JudgedStage, parent_version: str | None, fence: Fence
-) -> str:
+def _stack(stage: JudgedStage, judged: dict[int, JudgedStage]) -> Stack | None:
+    """The adapters that a stage's model is a stack of; None where all its weights were trained."""
+    base, adapters = "", list[str]()
+    while (adapter := Path(stage.trained.directory) / ADAPTER).is_dir():
+        base = stage.trained.parent_dir
+        adapters.insert(0, str(adapter))
+        if stage.parent_stage == 0:
+            break
+        stage = judged[stage.parent_stage]
+    return Stack(base_dir=base, adapter_dirs=tuple(adapters)) if adapters else None
+
+
+def _publish(home: Home, name: str, stage: JudgedStage, origin: Origin, fence: Fence) -> str:
     directory = Path(stage.trained.directory)
     inputs = StageInputs.read(directory / INPUTS).model_copy(
         update={"curriculum": name, "stage": stage.trained.stage}
@@ -85,4 +100,4 @@ def _publish(
     trained = stage.trained.model_copy(update={"run_id": run_id})
     log_scores(open_client(home), run_id, stage.cells)
     keep_verdict(stage.verdict, run_id, home)
-    return register_stage(home, name, trained, stage.verdict, parent_version, fence)
+    return register_stage(home, name, trained, stage.verdict, origin, fence)

@@ -37,7 +37,7 @@ def write_curriculum(folder: Path, skills: list[str], **changes: Any) -> Path:
                 "name": skill,
                 "train": f"{skill}-train.jsonl",
                 "eval": f"{skill}-eval.jsonl",
-                "training": {"lora": {"rank": 4}} if skill == "beta" else {},
+                "training": {} if skill == "alpha" else {"lora": {"rank": 4}},
             }
             for skill in skills
         ],
@@ -150,7 +150,7 @@ def test_runs_hold_settings_data_scores_and_artifacts(place: Place) -> None:
 def test_an_adapter_lies_with_its_run_and_comes_with_the_stage_to_another_home(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a copy of the base; the version's package has it merged."""
+    """Without a copy of its parent, from which the model is made again there."""
     from schemas.stage import StageRecord
     from sdft.record import verified_record
     from tasks.home import Home
@@ -237,9 +237,10 @@ def test_the_downloaded_artifact_is_a_plain_transformers_model(
     from transformers import AutoModelForCausalLM
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place.home / 'mlflow.db'}")
-    folder = mlflow.artifacts.download_artifacts("models:/demo@champion")
-    model = AutoModelForCausalLM.from_pretrained(Path(folder) / "model")
-    assert model.config.max_position_embeddings == 256
+    for version, part in (("1", "model"), ("2", "peft")):  # all weights; adapters
+        folder = mlflow.artifacts.download_artifacts(f"models:/demo/{version}")
+        model = AutoModelForCausalLM.from_pretrained(Path(folder) / part)
+        assert model.config.max_position_embeddings == 256
 
 
 def test_the_champion_answers_a_chat_request_when_mlflow_serves_it(place: Place) -> None:
@@ -333,6 +334,49 @@ def test_a_new_skill_is_the_only_one_that_is_learned(place: Place) -> None:
     assert len(more.matrix.rows) == 4
     assert all(cell is not None for row in more.matrix.rows for cell in row.cells)
     assert place.champion() == more.matrix.rows[-1].version
+
+
+def test_versions_with_adapters_hold_no_copy_of_their_base(place: Place) -> None:
+    """A stack of them from the last model with all its weights on; plain calls load it."""
+    import mlflow
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from tasks.home import Home
+    from tasks.proof import Lie, prove
+
+    learned = place.learn(["alpha", "beta", "gamma"])
+    version = learned.matrix.rows[3].version
+    assert [row.passed for row in learned.matrix.rows] == [True] * 4
+    mlflow.set_tracking_uri(place.client.tracking_uri)
+    mlflow.set_registry_uri(place.client.tracking_uri)
+    package = Path(mlflow.artifacts.download_artifacts(f"models:/demo/{version}"))
+    weights = [path.relative_to(package).as_posix() for path in package.rglob("*.safetensors")]
+    assert weights == ["peft/adapter_model.safetensors"]
+    config = json.loads((package / "peft" / "adapter_config.json").read_text())
+    assert config["r"] == 8, "two stages of rank 4"
+
+    loaded = mlflow.transformers.load_model(f"models:/demo/{version}", return_type="components")
+    by_transformers = AutoModelForCausalLM.from_pretrained(package / "peft")
+    [trained] = [
+        path.parent / "model"
+        for path in place.home.glob("stages/*/record.json")
+        if json.loads(path.read_text())["model_hash"] == learned.matrix.rows[3].model_hash
+    ]
+    models = (AutoModelForCausalLM.from_pretrained(trained), loaded["model"], by_transformers)
+    with torch.no_grad():
+        expected, *found = (model(torch.tensor([[5, 17, 200, 31, 8]])).logits for model in models)
+    for logits in found:
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+    proof = prove(Home(place.home), f"demo/{version}")
+    assert proof.stages == 3
+    adapter = package / "peft" / "adapter_model.safetensors"
+    honest = adapter.read_bytes()
+    adapter.write_bytes(honest[:-1] + bytes([honest[-1] ^ 1]))
+    with pytest.raises(Lie, match=r"peft/adapter_model\.safetensors is not as it was registered"):
+        prove(Home(place.home), f"demo/{version}")
+    adapter.write_bytes(honest)
 
 
 def test_a_skill_can_be_taken_out_again(place: Place) -> None:
