@@ -169,6 +169,6 @@ def make_verdict(stage: TrainedStage, decision: str, note: str = "") -> Verdict:
     )
 
 
-def _copy(model_dir: Path, target: Path) -> None:
+def _copy(model_dir: Path, _stack: object, target: Path) -> None:
     shutil.copytree(model_dir, target / "model")
     (target / "MLmodel").write_text("flavors: {}\n")
