@@ -77,6 +77,11 @@ class RuntimeSettings(Contract):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compute: Literal["auto", "fp32", "bf16"] = "auto"
     """What matrix products are made in; auto: bf16 on a GPU. Weights that learn stay in fp32."""
+    processes: Annotated[int, Field(ge=1)] = 1
+    """How many train a stage together on one machine, on a GPU each where there are any."""
+    sharding: Literal["none", "full"] = "none"
+    """Whether each of several processes has the whole model, or a part of weights, gradients,
+    optimizer and averages (FSDP2)."""
     gradient_checkpointing: bool | None = None
     """Compute activations again in the backward pass, to save memory; default: on a GPU."""
     compile: bool = False

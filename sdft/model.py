@@ -16,6 +16,7 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 from schemas.base import BadInput
 from schemas.templates import Message
 from sdft.modelfiles import check_model_dir
+from sdft.ranks import whole
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class LanguageModel:
     def head(self, model: PreTrainedModel | None = None) -> Head:
         """The output head of this model, or of a copy of it."""
         module = output_head(model or self.model)
-        return Head(module.weight, module.bias, _softcap(self.model))
+        return Head(whole(module.weight), whole(module.bias), _softcap(self.model))
 
     def prompt_ids(self, messages: list[Message]) -> list[int]:
         """The messages in the model's chat format, up to where the answer begins."""

@@ -44,12 +44,13 @@ class Sampling:
 
 @torch.no_grad()
 def generate(
-    lm: LanguageModel, prompts: list[list[int]], sampling: Sampling, seed: int = 0
+    lm: LanguageModel, prompts: list[list[int]], sampling: Sampling, seed: int = 0, first: int = 0
 ) -> list[Completion]:
     """One completion a prompt, in the order of the prompts.
 
     The random numbers of a completion depend on `seed` and its place in the list alone, not on when
-    others end. Raises ValueError when a prompt leaves no room for `max_new_tokens`.
+    others end; `first` is the place of the first prompt, where these are part of a longer list.
+    Raises ValueError when a prompt leaves no room for `max_new_tokens`.
     """
     room = lm.max_positions - sampling.max_new_tokens
     if (longest := max(map(len, prompts))) > room:
@@ -58,8 +59,8 @@ def generate(
             f"only {room} of the model's {lm.max_positions} positions are left for it"
         )
     draws_BT = torch.rand(
-        len(prompts), sampling.max_new_tokens, generator=torch.Generator().manual_seed(seed)
-    ).to(lm.device)
+        first + len(prompts), sampling.max_new_tokens, generator=torch.Generator().manual_seed(seed)
+    )[first:].to(lm.device)
     # A compiled model decodes without: for every length of the cache it would be compiled anew.
     with packed_linears(lm), lm.computing(), torch.compiler.set_stance("force_eager"):
         return _in_parts(lm, prompts, sampling, draws_BT)
