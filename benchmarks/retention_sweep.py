@@ -10,7 +10,8 @@ order of the arms; those that are finished are not run again, one that was kille
 last checkpoint, and the same command started twice shares the chains out. Of a finished chain its
 scores, curves and answers are kept, not its weights.
 
-Prints, and writes to WORK_DIR/sweep.md, means over seeds with 95% intervals (Student's t):
+Prints, and writes to WORK_DIR/sweep.md, means over the seeds of all chains that are finished there,
+with 95% intervals (Student's t; n is the number of chains):
 
 - by suite, with the curriculum's own scorers: each skill right after its own stage (*new*) and
   after the last (*kept*), and the mean of the general suites after the last stage (*general*);
@@ -46,17 +47,13 @@ from sdft.record import code_version, library_versions, verified_record
 from sdft.scorers import SCORERS, contains, exact_match
 from sdft.train import train
 
-QUICKSTART_ARMS = [
-    f"{method}:{rate}" for method in ("sdft", "sft") for rate in (5e-5, 1e-4, 2e-4, 4e-4, 8e-4)
-]
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Arm:
-    """What is compared: a method, what it trains, and its rate."""
+    """What is compared: what is trained, by which method, at which rate."""
 
-    method: str
     lora: bool
+    method: str
     rate: float
 
     @classmethod
@@ -66,7 +63,7 @@ class Arm:
         try:
             if method not in ("sdft", "sft") or adapters not in ("", "lora"):
                 raise ValueError
-            return cls(method, bool(adapters), float(rate))
+            return cls(bool(adapters), method, float(rate))
         except ValueError:
             raise argparse.ArgumentTypeError(
                 f"{text!r} is no arm; one is sdft, sft, sdft-lora or sft-lora with its rate, such "
@@ -76,6 +73,9 @@ class Arm:
     @property
     def name(self) -> str:
         return self.method + "-lora" * self.lora
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.rate:g}"
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,21 @@ class Sweep:
     def chain_dir(self, arm: Arm, seed: int) -> Path:
         return self.work / "chains" / f"{arm.name}-{arm.rate:g}-seed{seed}"
 
-    def rows(self, arm: Arm, seed: int) -> list[Scores] | None:
-        """A finished chain's scores, the base's first; None where it is not finished, or failed."""
-        file = self.chain_dir(arm, seed) / "scores.json"
-        return json.loads(file.read_text()).get("rows") if file.is_file() else None
+    def finished(self) -> dict[Arm, list[list[Scores]]]:
+        """By arm: the scores of each chain in `work` that came to its end, the base's first."""
+        found: dict[Arm, list[list[Scores]]] = {}
+        for file in self.work.glob("chains/*/scores.json"):
+            result = json.loads(file.read_text())
+            if "rows" in result:
+                found.setdefault(Arm.parse(result["arm"]), []).append(result["rows"])
+        return dict(sorted(found.items()))
+
+
+QUICKSTART_ARMS = [
+    Arm(False, method, rate)
+    for method in ("sdft", "sft")
+    for rate in (5e-5, 1e-4, 2e-4, 4e-4, 8e-4)
+]
 
 
 class Stopped(Exception):
@@ -213,8 +224,8 @@ def finish_chain(sweep: Sweep, arm: Arm, seed: int) -> None:
     with exclusive(directory):
         if (directory / "scores.json").is_file():
             return
-        print(f"{arm.name} at {arm.rate:g}, seed {seed}", flush=True)
-        result: dict[str, Any] = {}
+        print(f"{arm}, seed {seed}", flush=True)
+        result: dict[str, Any] = {"arm": str(arm), "seed": seed}
         try:
             result["rows"] = run_chain(sweep, arm, seed)
         except StageFailed as failure:
@@ -226,29 +237,24 @@ def finish_chain(sweep: Sweep, arm: Arm, seed: int) -> None:
                 shutil.rmtree(directory / skill.name / weights, ignore_errors=True)
 
 
-def tables(sweep: Sweep, arms: list[Arm], seeds: list[int]) -> str:
-    """Both tables of the chains that are finished."""
-    found = [
-        (arm.name, arm.rate, [rows for seed in seeds if (rows := sweep.rows(arm, seed))])
-        for arm in arms
-    ]
-    finished = [arm for arm in found if arm[2]]
-    if not finished:
+def tables(sweep: Sweep) -> str:
+    """Both tables of all chains that are finished."""
+    arms = [(arm.name, arm.rate, chains) for arm, chains in sweep.finished().items()]
+    if not arms:
         return "no chain is finished\n"
-    both = [table(numbers, sweep.curriculum, finished) for numbers in (by_suite, by_strictness)]
-    return "\n".join(both)
+    return "\n".join(
+        table(numbers, sweep.curriculum, arms) for numbers in (by_suite, by_strictness)
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("curriculum", type=Path)
     parser.add_argument("work", type=Path)
-    arms = [Arm.parse(text) for text in QUICKSTART_ARMS]
-    parser.add_argument("--arms", type=Arm.parse, nargs="+", default=arms)
+    parser.add_argument("--arms", type=Arm.parse, nargs="+", default=QUICKSTART_ARMS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, help="in place of the curriculum's own")
     arguments = parser.parse_args()
-    arms, seeds = arguments.arms, arguments.seeds
     curriculum = load_curriculum(arguments.curriculum)
     if arguments.epochs:
         skills = [
@@ -264,15 +270,15 @@ def main() -> None:
         with exclusive(arguments.work):
             sweep = open_sweep(curriculum, arguments.work, stop)
             score(sweep, sweep.base, sweep.suites)
-        for arm, seed in itertools.product(arms, seeds):
+        for arm, seed in itertools.product(arguments.arms, arguments.seeds):
             if not is_locked(sweep.chain_dir(arm, seed)):  # else another process is at it
                 finish_chain(sweep, arm, seed)
-                write_atomically(arguments.work / "sweep.md", tables(sweep, arms, seeds))
+                write_atomically(arguments.work / "sweep.md", tables(sweep))
     except BadInput as problem:
         sys.exit(f"error: {problem}")
     except Stopped:
         sys.exit("stopped; the same command goes on")
-    print(tables(sweep, arms, seeds))
+    print(tables(sweep))
 
 
 if __name__ == "__main__":

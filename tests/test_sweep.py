@@ -57,7 +57,7 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
     output, errors = (more := start(tmp_path, *options, "1")).communicate()
     assert more.returncode == 0, errors
     ran = [line for line in output.splitlines() if ", seed " in line]
-    assert ran == ["sft at 0.001, seed 1", "sdft-lora at 0.001, seed 1"]
+    assert ran == ["sft:0.001, seed 1", "sdft-lora:0.001, seed 1"]
     chains_counted, *means = first_table(output)["sft", "0.001"]
     assert chains_counted == "2" and all("±" in mean for mean in means)
     assert (tmp_path / "work" / "sweep.md").read_text() in output
