@@ -3,8 +3,9 @@
     python make_data.py        # writes skills/ and general/ beside this file
 
 Everything comes from the lists below and one seed, so the files are the same bytes each time.
-Measured with the model's tokenizer: a response has at most 24 tokens with its end token, a
-student prompt 41, a teacher prompt 87 (demonstration as an earlier turn), a sum 90.
+Measured with the model's tokenizer: a tool call has at most 24 tokens with its end token, its
+student prompt 41, its teacher prompt 87 (demonstration as an earlier turn); an order line 11, its
+prompts 37 and 69; a sum's prompt 90.
 """
 
 import argparse
