@@ -121,17 +121,48 @@ def test_every_variable_of_the_template_is_used_and_every_one_used_is_there() ->
     assert used == TEMPLATE["variables"]["properties"].keys()
 
 
-def test_the_workers_manifests_keep_to_kubernetes_schema() -> None:
-    documents = [*yaml.safe_load_all((KUBERNETES / "workers.yaml").read_text())]
-    for one in documents:
+def manifests(name: str) -> list[dict[str, Any]]:
+    return [*yaml.safe_load_all((KUBERNETES / name).read_text(encoding="utf-8"))]
+
+
+@pytest.mark.parametrize("name", ["workers.yaml", "servers.yaml"])
+def test_the_manifests_keep_to_kubernetes_schema_and_need_no_privilege(name: str) -> None:
+    for one in manifests(name):
         kubernetes_validate.validate(one, VERSION, strict=True)
-    accounts = {one["metadata"]["name"] for one in documents if one["kind"] == "ServiceAccount"}
+        if one["kind"] != "Deployment":
+            continue
+        pod = one["spec"]["template"]["spec"]
+        assert pod["securityContext"]["runAsNonRoot"]
+        for container in pod["containers"]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["livenessProbe"] and container["resources"]["limits"]["memory"]
+            given = container.get("env", [])
+            assert not [one for one in given if "PASSWORD" in one["name"]], "a secret in the file"
+
+
+def test_the_manifests_have_what_the_job_template_names() -> None:
+    found = manifests("workers.yaml")
+    accounts = {one["metadata"]["name"] for one in found if one["kind"] == "ServiceAccount"}
     properties = TEMPLATE["variables"]["properties"]
     assert properties["service_account_name"]["default"] in accounts
-    [claim] = [one for one in documents if one["kind"] == "PersistentVolumeClaim"]
+    [claim] = [one for one in found if one["kind"] == "PersistentVolumeClaim"]
     assert properties["home_claim"]["default"] == claim["metadata"]["name"]
-    pools = [one["metadata"]["labels"]["pool"] for one in documents if one["kind"] == "Deployment"]
+    pools = [one["metadata"]["labels"]["pool"] for one in found if one["kind"] == "Deployment"]
     assert pools == ["cpu", "gpu"]
+
+
+def test_every_service_finds_its_server() -> None:
+    found = manifests("servers.yaml")
+    ports = {
+        one["metadata"]["labels"]["app"]: one["spec"]["template"]["spec"]["containers"][0]["ports"]
+        for one in found
+        if one["kind"] == "Deployment"
+    }
+    for service in [one for one in found if one["kind"] == "Service"]:
+        [port] = service["spec"]["ports"]
+        assert [one["containerPort"] for one in ports[service["spec"]["selector"]["app"]]] == [
+            port["port"]
+        ]
 
 
 class Receiver:
