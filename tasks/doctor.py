@@ -52,6 +52,8 @@ def examine(home: Home) -> Findings:
         except (BadInput, RunFailed, OSError) as error:
             said, _, mend = str(error).partition("; ")
             yield wrong(what, said, mend or "is it running, and is its address right?")
+        except ValueError as error:  # its text may hold a part of an address
+            yield wrong(what, f"an address cannot be read ({type(error).__name__})", "look at it")
 
 
 def _mlflow(home: Home) -> Findings:
@@ -197,7 +199,7 @@ def gpu() -> Findings:
 def ledger(home: Home) -> Findings:
     """Whether the ledger's database answers, its chain is whole, and its clock is ours."""
     url = home.ledger_uri
-    where = shown_address(url)
+    where = shown_address(url) if "://" in url else "SDFT_LEDGER_URL"  # else it may be anything
     if url.startswith("sqlite:") and not _is_there(url):
         yield well("ledger", f"{where}: not there yet, sdft learn makes it")
         return

@@ -8,6 +8,7 @@ import requests
 from mlflow.exceptions import MlflowException
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
+from sqlalchemy.exc import SQLAlchemyError
 
 from schemas.base import BadInput
 from tasks.console import shown_address
@@ -31,7 +32,12 @@ def mlflow_server(home: Home) -> Findings:
             client.search_experiments(max_results=1)
             models = all_pages(lambda token: client.search_registered_models(page_token=token))
     except MlflowException as error:
-        yield wrong("mlflow", f"{where}: {error.message.splitlines()[0]}", "see its log")
+        said = shown_address(error.message.splitlines()[0])  # it may hold the whole address
+        yield wrong("mlflow", f"{where}: {said}", "look at MLFLOW_TRACKING_URI, and at its log")
+        return
+    except (SQLAlchemyError, ImportError) as error:  # its text may hold the password
+        found = f"{where}: cannot be used ({type(error).__name__})"
+        yield wrong("mlflow", found, "look at MLFLOW_TRACKING_URI")
         return
     yield well("mlflow", f"{where}: lets us in, {len(models)} registered models")
 

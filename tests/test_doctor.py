@@ -125,6 +125,23 @@ def test_servers_that_are_not_there_are_told_with_what_to_mend(tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
+    ("mlflow", "prefect", "ledger"),
+    [
+        (f"nosuch://ada:{SECRET}@host", "nonsense/api", f"nosuch://ada:{SECRET}@host/x"),
+        (f"http://ada:{SECRET}@[", f"http://ada:{SECRET}@[/api", f"ada:{SECRET}"),
+        (f"postgresql+nosuch://ada:{SECRET}@host", "ftp://host/api", "sqlite:///no/where/l.db"),
+        (f"http://ada:{SECRET}@host:x", "http://127.0.0.1:99999/api", "postgresql://h:x/y"),
+    ],
+)
+def test_addresses_that_are_none(mlflow: str, prefect: str, ledger: str, tmp_path: Path) -> None:
+    given = {"MLFLOW_TRACKING_URI": mlflow, "PREFECT_API_URL": prefect, "SDFT_LEDGER_URL": ledger}
+    code, findings, said = sdft_doctor(tmp_path, **given)
+    assert code == 1, said
+    assert {"mlflow", "prefect"} <= {one.what for one in findings if one.state == "mend"}, said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
     ("status", "body", "of_mlflow", "of_prefect"),
     [
         (401, b"Unauthorized", "does not let you in", "does not let you in"),

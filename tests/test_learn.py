@@ -450,9 +450,7 @@ def test_the_refused_example_is_refused_with_exit_code_3(place: Place, tmp_path:
 
 def test_a_skill_in_the_watched_folder_is_planned_learned_and_then_recorded(place: Place) -> None:
     from flows.plan import plan_curriculum
-    from flows.show import show_plan
     from schemas.curriculum import load_curriculum
-    from tasks.console import console
     from tasks.home import Home
 
     drop = place.folder / "drop" / "omega"
@@ -462,18 +460,19 @@ def test_a_skill_in_the_watched_folder_is_planned_learned_and_then_recorded(plac
     (drop / "skill.yaml").write_text("train: train.jsonl\neval: eval.jsonl\n")
     changes = {"skills_from": "drop", "name": "watching"}
 
-    def planned() -> str:
+    def plan() -> tuple[list[tuple[str, str | None]], list[str]]:
         curriculum = load_curriculum(write_curriculum(place.folder, ["alpha"], **changes))
-        with console.capture() as shown:
-            show_plan(plan_curriculum(curriculum, Home(place.home)))
-        return shown.get()
+        planned = plan_curriculum(curriculum, Home(place.home))
+        stages = [(one.skill, one.watched) for one in planned.stages]
+        return stages, [one.name for one in planned.remarks]
 
-    assert "omega: not taken: incomplete" in planned()
+    assert plan() == ([("alpha", None)], ["omega"])
     (drop / "COMPLETE").touch()
-    assert "learned (new, watched)" in planned()
+    assert plan() == plan() == ([("alpha", None), ("omega", "new")], []), "a plan writes nothing"
     learned = place.learn(["alpha"], **changes)
+    assert learned.trained == ("omega",), "alpha is known from another curriculum"
     assert [row.skill for row in learned.matrix.rows] == [None, "alpha", "omega"]
-    assert "reused (watched)" in planned()
+    assert plan() == ([("alpha", None), ("omega", "recorded")], [])
     assert place.learn(["alpha"], **changes).trained == ()
 
 
