@@ -1,5 +1,6 @@
 """What a judged stage leaves in MLflow, registry and ledger, now or when MLflow is back."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from prefect import task
@@ -65,7 +66,7 @@ def publish_stages(
         try:
             with reaching(home):
                 parent = known.get(stage.parent_stage)
-                origin = Origin(parent_version=parent, stack=_stack(stage, by_number))
+                origin = Origin(parent_version=parent, stack=stack_of(_line(stage, by_number)))
                 known[number] = _publish(home, name, stage, origin, fence)
         except Away as away:
             say("register", skill, f"not yet: {away}", "yellow")
@@ -79,16 +80,35 @@ def is_let_in(home: Home, name: str, version: str | None, verdict: Verdict) -> b
     return verdict.passed if version is None else let_in(Ledger(home).entries(name), version)
 
 
-def _stack(stage: JudgedStage, judged: dict[int, JudgedStage]) -> Stack | None:
-    """The adapters that a stage's model is a stack of; None where all its weights were trained."""
-    base, adapters = "", list[str]()
-    while (adapter := Path(stage.trained.directory) / ADAPTER).is_dir():
-        base = stage.trained.parent_dir
-        adapters.insert(0, str(adapter))
+def stack_of(line: Sequence[TrainedStage]) -> Stack | None:
+    """The adapters that the last of these stages is a stack of; None where it is a whole model.
+
+    `line` are stages with adapters, each on the one before. A stack that has outgrown the model is
+    none: the next one begins on that stage.
+    """
+    stack = None
+    for stage in line:
+        directory = Path(stage.directory)
+        base, below = (stack.base_dir, stack.adapter_dirs) if stack else (stage.parent_dir, ())
+        adapters = (*below, str(directory / ADAPTER))
+        outgrown = sum(map(_weight_bytes, adapters)) >= _weight_bytes(directory / "model")
+        stack = None if outgrown else Stack(base_dir=base, adapter_dirs=adapters)
+    return stack
+
+
+def _weight_bytes(directory: str | Path) -> int:
+    return sum(file.stat().st_size for file in Path(directory).glob("*.safetensors"))
+
+
+def _line(stage: JudgedStage, judged: dict[int, JudgedStage]) -> list[TrainedStage]:
+    """A stage and those below it, oldest first, as far down as they have adapters."""
+    line: list[TrainedStage] = []
+    while (Path(stage.trained.directory) / ADAPTER).is_dir():
+        line.insert(0, stage.trained)
         if stage.parent_stage == 0:
             break
         stage = judged[stage.parent_stage]
-    return Stack(base_dir=base, adapter_dirs=tuple(adapters)) if adapters else None
+    return line
 
 
 def _publish(home: Home, name: str, stage: JudgedStage, origin: Origin, fence: Fence) -> str:
