@@ -1,19 +1,30 @@
-"""Where `sdft` begins: a Ctrl-C while the rest is still being imported is no traceback."""
+"""Where `sdft` begins: a Ctrl-C while something is being imported is no traceback."""
 
 import os
 import signal
 import sys
+from types import FrameType
 
 
 def main() -> None:
-    usual = signal.getsignal(signal.SIGINT)
-    if usual is signal.default_int_handler:
-        # Native code that is being imported may turn a KeyboardInterrupt into an error of its own.
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
     from flows.cli import main as command_line
 
-    signal.signal(signal.SIGINT, usual)
     try:
         command_line()
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _interrupt(_signal: int, frame: FrameType | None) -> None:
+    """A Ctrl-C: a KeyboardInterrupt, but within an import the end at once.
+
+    Nothing is at stake there, and native code that is being imported swallows a KeyboardInterrupt
+    or turns it into an error of its own.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            os._exit(130)
+        frame = frame.f_back
+    raise KeyboardInterrupt

@@ -1,10 +1,10 @@
 """Low-rank adapters (2106.09685) through peft, in place of training all weights."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, LoraModel, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -71,7 +71,7 @@ def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
 
 def save_adapter(student: PeftModel, parent_hash: str, directory: Path) -> None:
     """Write the student's adapter as peft does; it names its parent by hash, not by a path here."""
-    student.peft_config[STUDENT].base_model_name_or_path = parent_hash
+    _settle(student, parent_hash)
     student.save_pretrained(str(directory), selected_adapters=[STUDENT])
     (directory / "README.md").unlink(missing_ok=True)  # an empty form
 
@@ -82,6 +82,38 @@ def merged(parent_dir: Path, adapter_dir: Path) -> PreTrainedModel:
         parent_dir, dtype=torch.float32, local_files_only=True, use_safetensors=True
     )
     return PeftModel.from_pretrained(parent, str(adapter_dir)).merge_and_unload()
+
+
+def stacked(base_dir: Path, adapter_dirs: Sequence[Path]) -> PeftModel:
+    """A model with the adapters of several stages, each learned on the one before, as one adapter.
+
+    Its rank is the sum of theirs; it adds the sum of their products, which is what merging them one
+    after the other adds, up to rounding.
+    """
+    base = AutoModelForCausalLM.from_pretrained(
+        base_dir, dtype="auto", local_files_only=True, use_safetensors=True
+    )
+    names = [f"stage-{number}" for number in range(len(adapter_dirs))]
+    stack = PeftModel.from_pretrained(base, str(adapter_dirs[0]), names[0])
+    for name, directory in zip(names[1:], adapter_dirs[1:], strict=True):
+        stack.load_adapter(str(directory), name)
+    adapters = stack.base_model
+    assert isinstance(adapters, LoraModel), "they are saved by `save_adapter`"
+    adapters.add_weighted_adapter(names, [1.0] * len(names), STUDENT, combination_type="cat")
+    stack.set_adapter(STUDENT)
+    for name in names:
+        stack.delete_adapter(name)
+    _settle(stack, str(base_dir))
+    return stack
+
+
+def _settle(model: PeftModel, base: str) -> None:
+    """Name what the adapter is for, and list its layers in one order: the same bytes each time."""
+    config = model.peft_config[STUDENT]
+    assert isinstance(config, LoraConfig), "no other adapters are made here"
+    config.base_model_name_or_path = base
+    if isinstance(config.target_modules, set):
+        config.target_modules = sorted(config.target_modules)
 
 
 def _check_targets(model: PreTrainedModel, settings: LoraSettings) -> None:

@@ -10,6 +10,7 @@ import tempfile
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlflow
 from mlflow import MlflowClient
@@ -27,11 +28,16 @@ from sdft.record import ADAPTER, RECORD
 from sdft.stagelog import METRICS, ROLLOUTS
 from tasks.stagefiles import INPUTS
 
+if TYPE_CHECKING:  # looking at a package must not cost the import of torch
+    from peft import PeftModel
+
 PACKAGE, EVIDENCE = "package.json", "evidence.json"
 """Manifests, artifacts of the stage's run."""
 VERDICTS = "verdicts"
 MLFLOWS_OWN = "registered_model_meta"
 """MLflow writes this beside a package that it hands out, even in place."""
+STACKED = "peft/adapter_model.safetensors"
+"""Where a package holds adapters in place of a model."""
 MODEL_FILES = "model-files"
 """Artifacts of a run: what its model directory has beside the weights."""
 EVIDENCE_PATHS = (RECORD, INPUTS, METRICS, ROLLOUTS, MODEL_FILES, ADAPTER, "validation")
@@ -47,8 +53,18 @@ class Manifest(Contract):
         return model_hash(self.files)
 
 
-def save_package(model_dir: Path, target: Path) -> None:
-    """Save a model directory for `mlflow.transformers.load_model`, in safetensors only."""
+class Stack(Contract):
+    """The adapters of the stages from a model with all its weights on, in their order."""
+
+    base_dir: str
+    adapter_dirs: tuple[str, ...]
+
+
+def save_package(model_dir: Path, stack: Stack | None, target: Path) -> None:
+    """Save a model directory for `mlflow.transformers.load_model`, in safetensors only.
+
+    Of a stack of adapters only these are saved, as one, with the path of their base.
+    """
     import mlflow.transformers
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
@@ -61,13 +77,22 @@ def save_package(model_dir: Path, target: Path) -> None:
         warnings.simplefilter("ignore")
         mlflow.transformers.save_model(
             {
-                "model": AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto"),
+                "model": _stacked(stack)
+                if stack
+                else AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto"),
                 "tokenizer": AutoTokenizer.from_pretrained(model_dir),
             },
             path=str(target),
             task="llm/v1/chat",
-            pip_requirements=["transformers", "torch"],
+            pip_requirements=["transformers", "torch", *(["peft"] if stack else [])],
+            base_model_path=stack and stack.base_dir,
         )
+
+
+def _stacked(stack: Stack) -> "PeftModel":
+    from sdft.lora import stacked
+
+    return stacked(Path(stack.base_dir), [Path(one) for one in stack.adapter_dirs])
 
 
 @dataclass(frozen=True)
@@ -163,14 +188,28 @@ def check_package(registered: Registered) -> Manifest:
     return _check(registered, PACKAGE, registered.entry.package_hash, place, now)
 
 
-def check_weights(label: str, package: Manifest, trained: tuple[FileDigest, ...]) -> None:
-    """Prove that a package holds the very weights that the trainer wrote."""
-    packed, written = (
-        {file.sha256 for file in files if file.path.endswith(".safetensors")}
-        for files in (package.files, trained)
-    )
-    if packed != written:
+def check_weights(label: str, package: Manifest, record: StageRecord) -> None:
+    """Prove that a package holds the very weights that the trainer wrote, or adapters alone.
+
+    Those are of several stages: `check_stack` can tell whose.
+    """
+    paths = {file.path for file in package.files if file.path.endswith(".safetensors")}
+    stacked = bool(record.adapter) and paths == {STACKED}
+    if not stacked and _weights(package.files) != _weights(record.files):
         raise BadInput(f"{label}: its package does not hold the weights that were trained")
+
+
+def check_stack(label: str, package: Manifest, stack: Stack) -> None:
+    """Prove that a package holds the adapters of these stages, by stacking them again."""
+    with tempfile.TemporaryDirectory() as folder:
+        _stacked(stack).save_pretrained(folder)
+        again = _weights(all_files(Path(folder)))
+    if again != _weights(package.files):
+        raise BadInput(f"{label}: its package does not hold the adapters that were trained")
+
+
+def _weights(files: tuple[FileDigest, ...]) -> set[str]:
+    return {file.sha256 for file in files if file.path.endswith(".safetensors")}
 
 
 def check_logs(label: str, evidence: Manifest, record: StageRecord) -> None:

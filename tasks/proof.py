@@ -75,7 +75,7 @@ def prove(home: Home, reference: str) -> Proof:
             evidence = check_evidence(registered)
             manifests += [evidence, package]
             records.append(_check_stage(home, registered, records[-1] if records else None))
-            check_weights(registered.label, package, records[-1].files)
+            check_weights(registered.label, package, records[-1])
             check_logs(registered.label, evidence, records[-1])
             _check_verdicts(registered, entries)
     except (BadInput, MlflowException, OSError) as error:  # altered, or gone

@@ -1,5 +1,6 @@
 """What a judged stage leaves in MLflow, registry and ledger, now or when MLflow is back."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from prefect import task
@@ -7,6 +8,7 @@ from prefect import task
 from schemas.base import Contract
 from schemas.results import Verdict
 from sdft.chain import let_in
+from sdft.record import ADAPTER
 from tasks.aliases import settle
 from tasks.console import say
 from tasks.evaluation import ScoredCell, log_scores
@@ -15,7 +17,8 @@ from tasks.gating import keep_verdict
 from tasks.home import Home
 from tasks.leases import Fence
 from tasks.ledger import Ledger
-from tasks.registration import register_stage
+from tasks.packages import Stack
+from tasks.registration import Origin, register_stage
 from tasks.stagefiles import INPUTS, StageInputs
 from tasks.stageruns import log_stage
 from tasks.tracking import Away, open_client, reaching
@@ -55,13 +58,16 @@ def publish_stages(
     Where MLflow cannot be reached the rest is left: it is asked for again with the next stage.
     """
     home, known = Home(home_dir), dict(versions)
+    by_number = {stage.trained.stage: stage for stage in judged}
     for stage in judged:
         number, skill = stage.trained.stage, stage.trained.skill
         if number in known:
             continue
         try:
             with reaching(home):
-                known[number] = _publish(home, name, stage, known.get(stage.parent_stage), fence)
+                parent = known.get(stage.parent_stage)
+                origin = Origin(parent_version=parent, stack=stack_of(_line(stage, by_number)))
+                known[number] = _publish(home, name, stage, origin, fence)
         except Away as away:
             say("register", skill, f"not yet: {away}", "yellow")
             break
@@ -74,9 +80,38 @@ def is_let_in(home: Home, name: str, version: str | None, verdict: Verdict) -> b
     return verdict.passed if version is None else let_in(Ledger(home).entries(name), version)
 
 
-def _publish(
-    home: Home, name: str, stage: JudgedStage, parent_version: str | None, fence: Fence
-) -> str:
+def stack_of(line: Sequence[TrainedStage]) -> Stack | None:
+    """The adapters that the last of these stages is a stack of; None where it is a whole model.
+
+    `line` are stages with adapters, each on the one before. A stack that has outgrown the model is
+    none: the next one begins on that stage.
+    """
+    stack = None
+    for stage in line:
+        directory = Path(stage.directory)
+        base, below = (stack.base_dir, stack.adapter_dirs) if stack else (stage.parent_dir, ())
+        adapters = (*below, str(directory / ADAPTER))
+        outgrown = sum(map(_weight_bytes, adapters)) >= _weight_bytes(directory / "model")
+        stack = None if outgrown else Stack(base_dir=base, adapter_dirs=adapters)
+    return stack
+
+
+def _weight_bytes(directory: str | Path) -> int:
+    return sum(file.stat().st_size for file in Path(directory).glob("*.safetensors"))
+
+
+def _line(stage: JudgedStage, judged: dict[int, JudgedStage]) -> list[TrainedStage]:
+    """A stage and those below it, oldest first, as far down as they have adapters."""
+    line: list[TrainedStage] = []
+    while (Path(stage.trained.directory) / ADAPTER).is_dir():
+        line.insert(0, stage.trained)
+        if stage.parent_stage == 0:
+            break
+        stage = judged[stage.parent_stage]
+    return line
+
+
+def _publish(home: Home, name: str, stage: JudgedStage, origin: Origin, fence: Fence) -> str:
     directory = Path(stage.trained.directory)
     inputs = StageInputs.read(directory / INPUTS).model_copy(
         update={"curriculum": name, "stage": stage.trained.stage}
@@ -85,4 +120,4 @@ def _publish(
     trained = stage.trained.model_copy(update={"run_id": run_id})
     log_scores(open_client(home), run_id, stage.cells)
     keep_verdict(stage.verdict, run_id, home)
-    return register_stage(home, name, trained, stage.verdict, parent_version, fence)
+    return register_stage(home, name, trained, stage.verdict, origin, fence)

@@ -8,7 +8,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
-from schemas.base import BadInput
+from schemas.base import BadInput, Contract
 from schemas.ledger import Draft
 from schemas.results import Verdict
 from schemas.stage import StageRecord
@@ -22,7 +22,9 @@ from tasks.ledger import Ledger, Raced
 from tasks.packages import (
     EVIDENCE,
     PACKAGE,
+    Stack,
     check_logs,
+    check_stack,
     check_weights,
     evidence_of,
     log_manifest,
@@ -34,12 +36,21 @@ from tasks.tracking import STAGE_KEY, experiment, find_version, open_client
 from tasks.training import TrainedStage
 
 
+class Origin(Contract):
+    """What a version is built on."""
+
+    parent_version: str | None
+    """None for the base model."""
+    stack: Stack | None = None
+    """Where the version is to hold adapters without their base."""
+
+
 def register_stage(
     home: Home,
     name: str,
     stage: TrainedStage,
     verdict: Verdict,
-    parent_version: str | None,
+    origin: Origin,
     fence: Fence,
 ) -> str:
     """The version of a stage, with its registration and verdict in the ledger.
@@ -54,7 +65,7 @@ def register_stage(
         entries = own_entries(ledger, client, name)
         version = find_version(client, name, stage.key)
         if version is None:
-            version = _create_version(client, home, name, stage, parent_version)
+            version = _create_version(client, home, name, stage, origin)
         number = str(version.version)
         registered = newest(entries, number, "registered")
         if registered is not None and registered.stage_key != stage.key:
@@ -62,7 +73,7 @@ def register_stage(
                 f"{name}/{number}: is another stage in the ledger; the registered model was "
                 "deleted and its numbers began anew: learn under another name"
             )
-        draft = registered or _registration(client, name, stage, version, parent_version)
+        draft = registered or _registration(client, name, stage, version, origin)
         outcome = _write_down(ledger, draft, verdict, fence)
     mirror(home, name)
     if outcome:
@@ -126,7 +137,7 @@ def _create_version(
     home: Home,
     name: str,
     stage: TrainedStage,
-    parent_version: str | None,
+    origin: Origin,
 ) -> ModelVersion:
     logged = client.create_logged_model(
         experiment(client, home, name),
@@ -136,7 +147,7 @@ def _create_version(
     )
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "package"
-        save_package(Path(stage.model.path), package)
+        save_package(Path(stage.model.path), origin.stack, package)
         client.log_model_artifacts(logged.model_id, str(package))
     client.finalize_logged_model(logged.model_id, "READY")
     return client.create_model_version(
@@ -148,7 +159,7 @@ def _create_version(
             STAGE_KEY: stage.key,
             "sdft.skill": stage.skill,
             "sdft.stage": str(stage.stage),
-            "sdft.parent_version": parent_version or "base",
+            "sdft.parent_version": origin.parent_version or "base",
             "sdft.parent_hash": stage.parent_hash,
             "sdft.model_hash": stage.model.model_hash,
             "sdft.data_hash": stage.data_hash,
@@ -162,12 +173,14 @@ def _registration(
     name: str,
     stage: TrainedStage,
     version: ModelVersion,
-    parent_version: str | None,
+    origin: Origin,
 ) -> Draft:
     """What the ledger keeps of a version: every hash, of what the registry gives back."""
     _, package = package_of(package_uri(client, version))
     record = StageRecord.read(Path(stage.directory) / RECORD)
-    check_weights(f"{name}/{version.version}", package, record.files)
+    check_weights(f"{name}/{version.version}", package, record)
+    if origin.stack is not None:
+        check_stack(f"{name}/{version.version}", package, origin.stack)
     _, evidence = evidence_of(client.get_run(stage.run_id))
     check_logs(f"{name}/{version.version}", evidence, record)
     log_manifest(client, stage.run_id, PACKAGE, package)
@@ -177,7 +190,7 @@ def _registration(
         name=name,
         version=str(version.version),
         skill=stage.skill,
-        parent_version=parent_version,
+        parent_version=origin.parent_version,
         stage_key=stage.key,
         model_hash=stage.model.model_hash,
         data_hash=stage.data_hash,

@@ -14,7 +14,7 @@ from schemas.snapshot import SuiteData
 from schemas.stage import StageRecord, StageSpec
 from sdft.files import placed
 from sdft.health import Health
-from sdft.record import RECORD, recorded_folders
+from sdft.record import ADAPTER, RECORD, recorded_folders
 from sdft.schedule import total_steps
 from sdft.stagelog import METRICS, MetricsReader, read_metrics
 from tasks.basemodel import ModelDir, describe_model
@@ -47,6 +47,7 @@ class TrainedStage(Contract):
     """Empty while MLflow cannot be reached."""
     directory: str
     model: ModelDir
+    parent_dir: str
     parent_hash: str
     data_hash: str
     trained_now: bool
@@ -99,6 +100,7 @@ def train_skill(spec: StageSpec, inputs: StageInputs, fence: Fence, home_dir: st
         run_id=run_id,
         directory=str(directory),
         model=describe_model(directory / "model"),
+        parent_dir=spec.parent_dir,
         parent_hash=spec.parent_hash,
         data_hash=spec.data_hash,
         trained_now=trained_now,
@@ -198,12 +200,16 @@ def _fetch(home: Home, spec: StageSpec, curriculum: str) -> bool:
             with placed(finished_dir(home, spec)) as partial:
                 for file in (RECORD, INPUTS, METRICS):
                     shutil.copyfile(run_file(run, file), partial / file)
-                for folder in recorded_folders(StageRecord.read(partial / RECORD)):
+                record = StageRecord.read(partial / RECORD)
+                for folder in recorded_folders(record):
                     shutil.copytree(run_file(run, folder), partial / folder)
-                shutil.copytree(run_file(run, MODEL_FILES), partial / "model")
-                package, _ = package_of(package_uri(client, version))
-                for weights in (package / "model").glob("*.safetensors*"):
-                    shutil.copyfile(weights, partial / "model" / weights.name)
+                if record.adapter:
+                    _merge(spec, partial)
+                shutil.copytree(run_file(run, MODEL_FILES), partial / "model", dirs_exist_ok=True)
+                if not record.adapter:
+                    package, _ = package_of(package_uri(client, version))
+                    for weights in (package / "model").glob("*.safetensors*"):
+                        shutil.copyfile(weights, partial / "model" / weights.name)
                 finished_stage(partial, spec)
                 StageInputs.read(partial / INPUTS)
     except Away:
@@ -212,3 +218,10 @@ def _fetch(home: Home, spec: StageSpec, curriculum: str) -> bool:
         say("train", spec.skill, f"what the registry has of it cannot be used: {error}", "yellow")
         return False
     return True
+
+
+def _merge(spec: StageSpec, directory: Path) -> None:
+    """Make model/ of a stage's adapter and its parent, to the byte as the trainer did."""
+    from sdft.lora import merged
+
+    merged(Path(spec.parent_dir), directory / ADAPTER).save_pretrained(directory / "model")

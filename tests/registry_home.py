@@ -91,6 +91,7 @@ class RegistryHome:
             run_id=run_id,
             directory=str(directory),
             model=model,
+            parent_dir=base.path,
             parent_hash=base.model_hash,
             data_hash=snapshot.data_hash,
             trained_now=True,
@@ -109,7 +110,12 @@ class RegistryHome:
         keep_verdict(verdict, stage.run_id, self.home)
         with leased(f"process {os.getpid()}", self.name, self.home) as fence:
             return registration.register_stage(
-                self.home, self.name, stage, verdict, parent_version, fence
+                self.home,
+                self.name,
+                stage,
+                verdict,
+                registration.Origin(parent_version=parent_version),
+                fence,
             )
 
     def line(self, skills: list[str]) -> list[str]:
@@ -163,6 +169,6 @@ def make_verdict(stage: TrainedStage, decision: str, note: str = "") -> Verdict:
     )
 
 
-def _copy(model_dir: Path, target: Path) -> None:
+def _copy(model_dir: Path, _stack: object, target: Path) -> None:
     shutil.copytree(model_dir, target / "model")
     (target / "MLmodel").write_text("flavors: {}\n")

@@ -7,8 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ def write_curriculum(folder: Path, skills: list[str], **changes: Any) -> Path:
                 "name": skill,
                 "train": f"{skill}-train.jsonl",
                 "eval": f"{skill}-eval.jsonl",
-                "training": {"lora": {"rank": 4}} if skill == "beta" else {},
+                "training": {} if skill == "alpha" else {"lora": {"rank": 4}},
             }
             for skill in skills
         ],
@@ -150,7 +152,7 @@ def test_runs_hold_settings_data_scores_and_artifacts(place: Place) -> None:
 def test_an_adapter_lies_with_its_run_and_comes_with_the_stage_to_another_home(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without a copy of the base; the version's package has it merged."""
+    """Without a copy of its parent, from which the model is made again there."""
     from schemas.stage import StageRecord
     from sdft.record import verified_record
     from tasks.home import Home
@@ -237,9 +239,10 @@ def test_the_downloaded_artifact_is_a_plain_transformers_model(
     from transformers import AutoModelForCausalLM
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place.home / 'mlflow.db'}")
-    folder = mlflow.artifacts.download_artifacts("models:/demo@champion")
-    model = AutoModelForCausalLM.from_pretrained(Path(folder) / "model")
-    assert model.config.max_position_embeddings == 256
+    for version, part in (("1", "model"), ("2", "peft")):  # all weights; adapters
+        folder = mlflow.artifacts.download_artifacts(f"models:/demo/{version}")
+        model = AutoModelForCausalLM.from_pretrained(Path(folder) / part)
+        assert model.config.max_position_embeddings == 256
 
 
 def test_the_champion_answers_a_chat_request_when_mlflow_serves_it(place: Place) -> None:
@@ -281,6 +284,60 @@ def _wait_for(client: httpx.Client, server: subprocess.Popen[bytes]) -> None:
                 return
         time.sleep(0.2)
     raise AssertionError("the server did not come up")
+
+
+def test_a_run_leaves_metrics_for_prometheus_and_tables_in_prefect(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prometheus_client.parser import text_string_to_metric_families
+
+    pushed: list[tuple[str, str]] = []
+
+    class Gateway(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            pushed.append(
+                (self.path, self.rfile.read(int(self.headers["Content-Length"])).decode())
+            )
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Gateway)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("SDFT_PUSHGATEWAY_URL", f"http://127.0.0.1:{server.server_port}")
+    place.learn(["alpha", "beta"])
+    server.shutdown()
+    server.server_close()
+
+    text = (place.home / "metrics" / "demo.prom").read_text()
+    found = {
+        one.name: (one.value, one.labels)
+        for family in text_string_to_metric_families(text)
+        for one in family.samples
+    }
+    assert found["sdft_skills_waiting"] == (0.0, {"curriculum": "demo"})
+    assert found["sdft_verdict"] == (1.0, {"curriculum": "demo", "skill": "beta"})
+    [record] = [
+        content
+        for path in (place.home / "stages").glob("*/record.json")
+        if (content := json.loads(path.read_text()))["model_hash"]
+        == place.learned.matrix.rows[2].model_hash
+    ]
+    assert found["sdft_stage_seconds"][0] == record["train_seconds"]
+    assert found["sdft_tokens_per_second"][0] > 0
+    assert pushed[-1] == ("/metrics/job/sdft/curriculum/demo", text)
+    assert 'sdft_skills_waiting{curriculum="demo"} 1.0' in pushed[0][1]
+
+    with get_client(sync_client=True) as client:
+        tables = {one.key: str(one.data) for one in client.read_latest_artifacts()}
+    score = place.learned.matrix.rows[1].cells[0].score
+    assert f"| 1 alpha | **{score:.2f}** |" in tables["retention-demo"]
+    run_id = place.learned.report.run_id
+    assert f"run `{run_id}`" in tables["retention-demo"]
+    assert "| 2 beta | alpha | earlier skill |" in tables["gate-demo"]
 
 
 def test_again_does_nothing_and_a_refusal_leaves_the_champion(place: Place) -> None:
@@ -333,6 +390,49 @@ def test_a_new_skill_is_the_only_one_that_is_learned(place: Place) -> None:
     assert len(more.matrix.rows) == 4
     assert all(cell is not None for row in more.matrix.rows for cell in row.cells)
     assert place.champion() == more.matrix.rows[-1].version
+
+
+def test_versions_with_adapters_hold_no_copy_of_their_base(place: Place) -> None:
+    """A stack of them from the last model with all its weights on; plain calls load it."""
+    import mlflow
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from tasks.home import Home
+    from tasks.proof import Lie, prove
+
+    learned = place.learn(["alpha", "beta", "gamma"])
+    version = learned.matrix.rows[3].version
+    assert [row.passed for row in learned.matrix.rows] == [True] * 4
+    mlflow.set_tracking_uri(place.client.tracking_uri)
+    mlflow.set_registry_uri(place.client.tracking_uri)
+    package = Path(mlflow.artifacts.download_artifacts(f"models:/demo/{version}"))
+    weights = [path.relative_to(package).as_posix() for path in package.rglob("*.safetensors")]
+    assert weights == ["peft/adapter_model.safetensors"]
+    config = json.loads((package / "peft" / "adapter_config.json").read_text())
+    assert config["r"] == 8, "two stages of rank 4"
+
+    loaded = mlflow.transformers.load_model(f"models:/demo/{version}", return_type="components")
+    by_transformers = AutoModelForCausalLM.from_pretrained(package / "peft")
+    [trained] = [
+        path.parent / "model"
+        for path in place.home.glob("stages/*/record.json")
+        if json.loads(path.read_text())["model_hash"] == learned.matrix.rows[3].model_hash
+    ]
+    models = (AutoModelForCausalLM.from_pretrained(trained), loaded["model"], by_transformers)
+    with torch.no_grad():
+        expected, *found = (model(torch.tensor([[5, 17, 200, 31, 8]])).logits for model in models)
+    for logits in found:
+        torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+    proof = prove(Home(place.home), f"demo/{version}")
+    assert proof.stages == 3
+    adapter = package / "peft" / "adapter_model.safetensors"
+    honest = adapter.read_bytes()
+    adapter.write_bytes(honest[:-1] + bytes([honest[-1] ^ 1]))
+    with pytest.raises(Lie, match=r"peft/adapter_model\.safetensors is not as it was registered"):
+        prove(Home(place.home), f"demo/{version}")
+    adapter.write_bytes(honest)
 
 
 def test_a_skill_can_be_taken_out_again(place: Place) -> None:
@@ -390,6 +490,34 @@ def test_the_refused_example_is_refused_with_exit_code_3(place: Place, tmp_path:
     assert result.exit_code == 3, result.output
     assert "lists: lost 0." in result.output
     assert "champion: none, no stage of quickstart has passed" in result.output
+
+
+def test_a_skill_in_the_watched_folder_is_planned_learned_and_then_recorded(place: Place) -> None:
+    from flows.plan import plan_curriculum
+    from schemas.curriculum import load_curriculum
+    from tasks.home import Home
+
+    drop = place.folder / "drop" / "omega"
+    drop.mkdir(parents=True)
+    write_jsonl(drop / "train.jsonl", train_rows(6, "omega"))
+    write_jsonl(drop / "eval.jsonl", eval_rows(3, "omega"))
+    (drop / "skill.yaml").write_text("train: train.jsonl\neval: eval.jsonl\n")
+    changes = {"skills_from": "drop", "name": "watching"}
+
+    def plan() -> tuple[list[tuple[str, str | None]], list[str]]:
+        curriculum = load_curriculum(write_curriculum(place.folder, ["alpha"], **changes))
+        planned = plan_curriculum(curriculum, Home(place.home))
+        stages = [(one.skill, one.watched) for one in planned.stages]
+        return stages, [one.name for one in planned.remarks]
+
+    assert plan() == ([("alpha", None)], ["omega"])
+    (drop / "COMPLETE").touch()
+    assert plan() == plan() == ([("alpha", None), ("omega", "new")], []), "a plan writes nothing"
+    learned = place.learn(["alpha"], **changes)
+    assert learned.trained == ("omega",), "alpha is known from another curriculum"
+    assert [row.skill for row in learned.matrix.rows] == [None, "alpha", "omega"]
+    assert plan() == ([("alpha", None), ("omega", "recorded")], [])
+    assert place.learn(["alpha"], **changes).trained == ()
 
 
 def test_an_altered_model_is_never_taken_for_the_trained_one(place: Place) -> None:

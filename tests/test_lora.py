@@ -1,5 +1,6 @@
 """Stages that train adapters: what they leave, what they hold in memory, what they refuse."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from schemas.base import BadInput
 from schemas.settings import LoraSettings, TrainingSettings
 from schemas.stage import StageRecord
-from sdft.lora import add_adapter, merged_weights
+from sdft.lora import add_adapter, merged_weights, stacked
 from sdft.model import LanguageModel, load_model
 from sdft.modelfiles import model_files, model_hash
 from sdft.record import verified_record
@@ -77,6 +78,8 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_others(
     again, _, _ = case.run("again", spec)
     other, _, _ = case.run("other", spec.model_copy(update={"seed": 2}))
     assert (first.model_hash, first.adapter) == (again.model_hash, again.adapter)
+    config = json.loads((case.folder / "first" / "adapter" / "adapter_config.json").read_text())
+    assert config["target_modules"] == sorted(config["target_modules"]), "in any process"
     assert other.model_hash != first.model_hash
 
 
@@ -215,3 +218,25 @@ def learn(lm: LanguageModel) -> None:
             if ".default." in name:
                 size = 0.3 if "lora_B" in name else 0.001
                 one += size * torch.randn_like(one)
+
+
+def test_adapters_of_several_stages_stack_to_what_their_merges_became(
+    case: Case, tmp_path: Path
+) -> None:
+    """Also where the stages differ in rank, scale and layers."""
+    first, _, below = case.run("first", case.spec(LORA))
+    other = LoraSettings(rank=2, alpha=6, targets=("q_proj", "down_proj"))
+    parent = {"parent_dir": str(below / "model"), "parent_hash": first.model_hash}
+    training = BASIC.model_copy(update={"lora": other})
+    second, _, above = case.run("second", case.spec(training).model_copy(update=parent))
+    assert second.model_hash != first.model_hash
+
+    adapters = [below / "adapter", above / "adapter"]
+    stacked(case.model_dir, adapters).save_pretrained(str(tmp_path / "stack"))
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "stack")  # finds its base by itself
+    models = [loaded, *(AutoModelForCausalLM.from_pretrained(d / "model") for d in (above, below))]
+    with torch.no_grad():
+        ids = torch.tensor([[5, 17, 200, 31, 8]])
+        stack, after_second, after_first = (model(ids).logits for model in models)
+    torch.testing.assert_close(stack, after_second, rtol=1e-4, atol=1e-4)
+    assert (after_first - after_second).abs().max() > 1e-2

@@ -149,6 +149,21 @@ def test_all_parts_answer_and_only_who_has_the_password_is_let_in(
     assert httpx.get(f"{made.s3_url}/{BUCKET}").status_code >= 400
 
 
+def test_the_doctor_finds_it_well_and_a_wrong_password_not(
+    made: Credentials, tmp_path: Path
+) -> None:
+    code, said = sdft(made.client, tmp_path, "doctor")
+    assert code == 0, said
+    for pool in ("cpu", "gpu"):
+        assert f"process, workers online: {pool}-worker" in said
+    assert "the store behind it answers" in said
+    assert said.count("agrees with ours") == 3  # of PostgreSQL, MLflow and Prefect
+    wrong = {"MLFLOW_TRACKING_PASSWORD": "wrong", "PREFECT_API_AUTH_STRING": "sdft:wrong"}
+    code, said = sdft(made.client | wrong, tmp_path, "doctor")
+    assert (code, said.count("does not let you in")) == (1, 2), said
+    assert made.LEDGER_DB_PASSWORD not in said
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a curriculum lies, and the home that it is learned in."""
