@@ -85,11 +85,11 @@ def deploy(
         if not path.is_absolute():
             raise BadInput(f"{path}: give the whole path, as the workers see it")
     opened.set_environment(offline=True)
-    from tasks.deploying import apply_all
-
     place = {"SDFT_HOME": str(home), "SDFT_CURRICULUM": str(curriculum_file)}
     with TemporaryDirectory() as folder:
         os.environ["PREFECT_HOME"] = folder  # the home is the workers', and need not be here
+        from tasks.deploying import apply_all
+
         pools = "kubernetes" if profile is Profile.KUBERNETES else "process"
         applied = apply_all(pools, DEPLOYMENTS, JOB_TEMPLATE, place)
     if not there:
