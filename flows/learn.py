@@ -14,6 +14,7 @@ from schemas.results import MatrixRow, RetentionMatrix, SuiteSpec, Verdict
 from schemas.snapshot import SuiteData
 from sdft.matrix import build_matrix
 from tasks.basemodel import ModelDir, resolve_base_model
+from tasks.elsewhere import check_deployments
 from tasks.evaluation import ScoredCell, evaluate_model, suite_spec
 from tasks.gating import gate_stage
 from tasks.home import Home
@@ -82,6 +83,7 @@ def learn(curriculum_file: str, home_dir: str) -> Learned:
 
 
 def _learn(curriculum: Curriculum, run: Fence, home_dir: str) -> Learned:
+    check_deployments()
     reconcile_work(home_dir)
     watched = watch_skills(curriculum, home_dir)
     curriculum = watched.curriculum
@@ -100,8 +102,8 @@ def _learn(curriculum: Curriculum, run: Fence, home_dir: str) -> Learned:
         data = prepared.data[skill.name]
         spec = stage_spec(skill, data, parent, curriculum.seed, curriculum.runtime)
         inputs = StageInputs(curriculum=name, stage=number, data=data)
-        with leased(spec.key, skill.name, home) as fence:  # until others find it registered
-            stage = train_skill(spec, inputs, fence, home_dir)
+        with leased(f"{spec.key}/stage", skill.name, home):  # until others find it registered
+            stage = train_skill(spec, inputs, home_dir)
             cells = _evaluate(skill.name, stage.model, curriculum, prepared, number, home_dir)
 
             kept = [row for row in rows if row.passed]

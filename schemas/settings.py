@@ -84,6 +84,8 @@ class RuntimeSettings(Contract):
     optimizer and averages (FSDP2)."""
     gradient_checkpointing: bool | None = None
     """Compute activations again in the backward pass, to save memory; default: on a GPU."""
+    gpu_memory_gib: Annotated[float, Field(gt=0.0)] | None = None
+    """What each GPU must have free before a stage begins on it; default: whatever it has."""
     compile: bool = False
     """Have torch.compile make the scoring passes; on a CPU it gains nothing (docs/decisions.md)."""
     offload_teacher: bool = False

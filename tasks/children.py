@@ -80,6 +80,7 @@ def run_child(
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            close_fds=False,  # what is locked for it is held by it too (only locks are inheritable)
             env={**os.environ, "HF_HUB_OFFLINE": "1", PARENT_HOLDS_STDIN: "1"},
         )
     stalled, peak = False, 0

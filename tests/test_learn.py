@@ -155,9 +155,9 @@ def test_an_adapter_lies_with_its_run_and_comes_with_the_stage_to_another_home(
     """Without a copy of its parent, from which the model is made again there."""
     from schemas.stage import StageRecord
     from sdft.record import verified_record
+    from tasks.fetching import fetch_stage
     from tasks.home import Home
     from tasks.stagefiles import finished_dir
-    from tasks.training import _fetch
 
     full, adapted = place.versions()[:2]
     kept = place.client.list_artifacts(adapted.run_id, "adapter")
@@ -168,7 +168,7 @@ def test_an_adapter_lies_with_its_run_and_comes_with_the_stage_to_another_home(
     assert not place.client.list_artifacts(full.run_id, "adapter")
     record = StageRecord.read(Path(place.client.download_artifacts(adapted.run_id, "record.json")))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", Home(place.home).tracking_uri)
-    assert _fetch(Home(tmp_path), record.spec, "demo")
+    assert fetch_stage(Home(tmp_path), record.spec, "demo")
     fetched = finished_dir(Home(tmp_path), record.spec)
     assert verified_record(fetched) == record
     assert (fetched / "adapter" / "adapter_model.safetensors").is_file()
