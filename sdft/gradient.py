@@ -11,6 +11,7 @@ from torch import Tensor
 
 from schemas.stage import StageSpec
 from sdft.divergence import RowScore, row_loss, teacher_score, token_score
+from sdft.linear import quick_linears
 from sdft.model import LanguageModel
 from sdft.prefix import Prefix, shared_prefix
 from sdft.process import StageFailed
@@ -51,6 +52,7 @@ class StepGradient:
         spec: StageSpec,
     ) -> None:
         self._lm, self._teacher = lm, teacher
+        self._models = [lm.model] if teacher is None else [lm.model, teacher.model]
         self._settings = spec.training
         self._corrects = teacher is not None and not sampler.is_student
         wanted = spec.runtime.gradient_checkpointing
@@ -79,7 +81,8 @@ class StepGradient:
         """
         while True:
             try:
-                return self._add(chosen, answers)
+                with quick_linears(*self._models):
+                    return self._add(chosen, answers)
             except torch.OutOfMemoryError as error:
                 lengths = list(map(_length, chosen, answers))
                 if self._budget <= max(lengths):
