@@ -75,7 +75,7 @@ class Prefix:
 
 
 class RoomyLayer(DynamicLayer):
-    """Keys and values of a layer in memory for all that will come, where others copy as they grow."""
+    """Keys and values in memory for all that will come, where others are copied as they grow."""
 
     def __init__(self, room: int) -> None:
         super().__init__()
