@@ -11,6 +11,7 @@ from torch import Tensor
 
 from schemas.stage import StageSpec
 from sdft.divergence import RowScore, row_loss, teacher_score, token_score
+from sdft.linear import quick_linears
 from sdft.model import LanguageModel
 from sdft.prefix import Prefix, shared_prefix
 from sdft.process import StageFailed
@@ -57,6 +58,7 @@ class StepGradient:
         ranks: Ranks = ALONE,
     ) -> None:
         self._lm, self._teacher, self._ranks = lm, teacher, ranks
+        self._models = [lm.model] if teacher is None else [lm.model, teacher.model]
         self._settings = spec.training
         self._corrects = teacher is not None and not sampler.is_student
         wanted = spec.runtime.gradient_checkpointing
@@ -91,7 +93,8 @@ class StepGradient:
         while True:
             made, problem = None, ""
             try:
-                made = self._add(chosen, answers, rows)
+                with quick_linears(*self._models):
+                    made = self._add(chosen, answers, rows)
             except torch.OutOfMemoryError as error:
                 problem = str(error)
                 if self._sharded:  # the others wait for this rank's layers
