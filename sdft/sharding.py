@@ -81,6 +81,12 @@ def gather(parts: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
     return tensors
 
 
+def fill(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
+    """Give a whole model the weights that `gather` put together."""
+    unknown = model.load_state_dict(weights, strict=False).unexpected_keys
+    assert not unknown, f"{unknown} are not in the model that they were trained in"
+
+
 def _places_of_averages(teacher: Teacher) -> dict[str, str]:
     """The name in the teacher's model of every average, by the student's."""
     names = {id(one): name for name, one in teacher.model.named_parameters()}

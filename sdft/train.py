@@ -31,11 +31,11 @@ from sdft.lora import add_adapter
 from sdft.model import LanguageModel, gpu_memory, load_model, pick_compute, pick_device
 from sdft.process import StageFailed, Stop, exclusive, run_program
 from sdft.ranks import ALONE, Ranks, is_rank, leads, open_ranks, whole
-from sdft.record import RECORD, Finished, finish_stage
+from sdft.record import RECORD, Finished, environment, finish_stage
 from sdft.rollout import Completion, Sampling
 from sdft.sampler import Sampler, open_sampler
 from sdft.schedule import batch, learning_rate, step_seed, total_steps
-from sdft.sharding import gather, gathered, shard
+from sdft.sharding import fill, gather, gathered, shard
 from sdft.stagelog import StageLog
 from sdft.teacher import open_teacher
 
@@ -143,12 +143,12 @@ def train(spec: StageSpec, directory: Path, stop: Stop, ranks: Ranks = ALONE) ->
             return None
     log.flush_rollouts(steps)
     seconds = time.monotonic() - started
-    finished = Finished(steps, seconds, checkpoints.seconds)
+    finished = Finished(steps, seconds, checkpoints.seconds, environment(lm))
     weights = gather(trained, ranks) if sharded else {}
     if ranks.leads:
         if sharded:
             lm, adapter = _open(spec, device, torch.device("cpu"))
-            assert not lm.model.load_state_dict(weights, strict=False).unexpected_keys
+            fill(lm.model, weights)
         finish_stage(spec, directory, lm, adapter, finished)
     ranks.meet()
     return StageRecord.read(directory / RECORD)
