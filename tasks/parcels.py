@@ -7,6 +7,7 @@ travel; where it is wanted it is made of its parent again, to the same hash.
 
 import shutil
 import tempfile
+import warnings
 from collections.abc import Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -149,7 +150,9 @@ def _bring(home: Home, parcel: Parcel, made: Made, entry: Path, lacking: list[Fi
 def _merge(parent: Path, scratch: Path, entry: Path) -> None:
     from sdft.lora import merged  # torch and peft cost seconds
 
-    merged(parent, scratch / ADAPTER).save_pretrained(scratch / "model")
+    with warnings.catch_warnings():  # of libraries, about each other
+        warnings.simplefilter("ignore", FutureWarning)
+        merged(parent, scratch / ADAPTER).save_pretrained(scratch / "model")
     for weights in (scratch / "model").glob("*.safetensors*"):
         weights.replace(entry / weights.name)
 
