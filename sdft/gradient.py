@@ -59,6 +59,8 @@ class StepGradient:
     ) -> None:
         self._lm, self._teacher, self._ranks = lm, teacher, ranks
         self._models = [lm.model] if teacher is None else [lm.model, teacher.model]
+        if spec.runtime.compile:  # the compiler lays products out itself
+            self._models = []
         self._settings = spec.training
         self._corrects = teacher is not None and not sampler.is_student
         wanted = spec.runtime.gradient_checkpointing

@@ -98,9 +98,10 @@ class RoomyLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows only."""
-        kept = self.keys[indices], self.values[indices]
-        self._memory, self.keys = [], kept[0][..., :0, :]
-        self.update(*kept)
+        known = self.get_seq_length()
+        keys, values = (memory[..., :known, :][indices] for memory in self._memory)
+        self._memory, self.keys = [], keys[..., :0, :]
+        self.update(keys, values)
 
     def _empty(self, states: Tensor) -> Tensor:
         return states.new_empty(*states.shape[:-2], self._room, states.shape[-1])
