@@ -61,9 +61,10 @@ class Prefix:
         if not _can_share(self._model):
             return None
         cache = DynamicCache(config=self._model.config)
-        cache.layers = [RoomyLayer(room) for _ in cache.layers]
-        for layer, pair in zip(cache.layers, pairs, strict=False):
-            layer.update(*pair)
+        layers = [RoomyLayer(room) for _ in cache.layers]
+        for layer, (keys, values) in zip(layers, pairs, strict=False):  # there may be no prefix
+            layer.update(keys, values)
+        cache.layers = [*layers]
         return cache
 
     def backward(self) -> None:
