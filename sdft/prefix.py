@@ -61,10 +61,10 @@ class Prefix:
         if not _can_share(self._model):
             return None
         cache = DynamicCache(config=self._model.config)
-        layers = [RoomyLayer(room) for _ in cache.layers]
+        layers: list[Any] = [RoomyLayer(room) for _ in cache.layers]
         for layer, (keys, values) in zip(layers, pairs, strict=False):  # there may be no prefix
             layer.update(keys, values)
-        cache.layers = [*layers]
+        cache.layers = layers
         return cache
 
     def backward(self) -> None:
