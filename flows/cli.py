@@ -99,11 +99,12 @@ def _learn(curriculum_file: Path, home: Path) -> None:
 
     from flows.learn import learn as learn_flow
     from flows.show import show_learned
-    from tasks.orchestration import PrefectAway, reaching_prefect
+    from tasks.orchestration import PrefectAway, reaching_prefect, start_own_prefect
     from tasks.tracking import Away
 
     try:
         with tags(opened.lease_key), reaching_prefect():
+            start_own_prefect(opened)
             learned = learn_flow(str(curriculum_file), str(opened.root))
     except PrefectAway as away:
         fail(f"{away}; {GOES_ON}", ERROR)
@@ -128,7 +129,9 @@ def plan(curriculum_file: CurriculumFile, home: HomeOption = DEFAULT_HOME) -> No
     curriculum, opened = open_curriculum(curriculum_file, home)
     from flows.plan import plan_curriculum
     from flows.show import show_plan
+    from tasks.orchestration import start_own_prefect
 
+    start_own_prefect(opened)
     show_plan(plan_curriculum(curriculum, opened))
 
 

@@ -1,4 +1,4 @@
-"""Prefect's server, away or closed to us: told without a traceback."""
+"""Prefect's server: our own started, and one that is away or closed to us told plainly."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -9,8 +9,10 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
 
 from schemas.base import BadInput
+from sdft.process import exclusive
 from tasks.console import shown_address
 from tasks.failures import RunFailed
+from tasks.home import Home
 
 _UNREACHED = "Failed to reach API"
 """How Prefect's client says so where it has not reached its server yet."""
@@ -41,6 +43,16 @@ def reaching_prefect() -> Generator[None]:
         if not _is_outage(error):
             raise
         raise PrefectAway(f"Prefect's server does not answer{said}") from error
+
+
+def start_own_prefect(home: Home) -> None:
+    """Start Prefect's temporary server for this process, where no other one is named.
+
+    One process of a home at a time: two that make its tables at once break its migrations.
+    """
+    if not PREFECT_API_URL.value():
+        with exclusive(home.root / "prefect"):
+            get_client(sync_client=True)
 
 
 @contextmanager

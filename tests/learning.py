@@ -30,6 +30,7 @@ SKILLS = ("courier", "blick")
 EVERY = 2
 """Steps between two checkpoints."""
 STEPS = 6
+INHERITED = ("PREFECT_", "MLFLOW_", "SDFT_", "PYTHONPATH")
 MORTAL = "MORTAL"
 """Environment variable: where a program is to be killed, for `tests/mortal.py`."""
 
@@ -141,8 +142,10 @@ class Learning:
     def start(self, point: Point | None = None, *command: str) -> Any:
         """Start `sdft learn`, or another command."""
         arguments = command or ("learn", str(self.curriculum))
+        # What forks may have been started by another module's tests, before these were set.
+        inherited = {k: v for k, v in os.environ.items() if k.startswith(INHERITED)}
         process = self.context.Process(
-            target=sdft, args=(arguments, self.home.root, point, self.variables)
+            target=sdft, args=(arguments, self.home.root, point, inherited | self.variables)
         )
         process.start()
         return process
