@@ -19,7 +19,7 @@ from schemas.settings import RuntimeSettings
 from schemas.stage import FileDigest
 from sdft.files import placed
 from sdft.modelfiles import all_files
-from sdft.ranks import Ranks
+from sdft.ranks import ALONE, Ranks
 from sdft.stagelog import METRICS, ROLLOUTS
 from sdft.teacher import Teacher
 from sdft.tensorfiles import read_tensors, tensor_names, write_tensors
@@ -47,10 +47,10 @@ class Checkpoints:
     folder: Path
     key: str
     runtime: RuntimeSettings
-    ranks: Ranks
     trained: dict[str, Parameter]
     optimizer: torch.optim.Optimizer
     teacher: Teacher | None
+    ranks: Ranks = ALONE
     seconds: float = 0.0
     """What saving has cost since the start."""
     _cost_s: float = 0.0

@@ -75,7 +75,7 @@ def train(spec: StageSpec, directory: Path, stop: Stop, ranks: Ranks = ALONE) ->
         )
     optimizer = torch.optim.AdamW(trained.values(), weight_decay=settings.weight_decay, fused=True)
     checkpoints = Checkpoints(
-        directory / "checkpoints", spec.key, runtime, ranks, trained, optimizer, teacher
+        directory / "checkpoints", spec.key, runtime, trained, optimizer, teacher, ranks
     )
     sampler = open_sampler(lm, spec.parent_dir, runtime)
     gradient = StepGradient(lm, teacher, sampler, examples, spec, ranks)
