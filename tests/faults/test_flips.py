@@ -200,7 +200,7 @@ def test_every_flipped_bit_of_what_the_registry_has_is_refused(
                 assert verified_record(finished_dir(other, record.spec)) == record
                 shutil.rmtree(finished_dir(other, record.spec))
             else:
-                assert "what the registry has of it cannot be used" in capfd.readouterr().out
+                assert "what MLflow has of it cannot be used" in capfd.readouterr().out
             assert list(other.stages.iterdir()) == []
         assert fetch_stage(other, record.spec, "demo")
 
