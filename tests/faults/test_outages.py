@@ -257,8 +257,9 @@ def test_an_mlflow_that_is_away_is_asked_again_after_longer_and_longer_pauses(
         time.sleep(CARRY_S / 10)
     assert spool.end(CARRY_S)
     assert spool.is_away
-    pauses = [b - a for a, b in pairwise(asked_at[:3])]
-    assert pauses == pytest.approx([CARRY_S, 2 * CARRY_S], rel=0.2)
+    first, second = (b - a for a, b in pairwise(asked_at[:3]))
+    assert first > 0.8 * CARRY_S  # a busy machine makes them longer, nothing shorter
+    assert second > 1.6 * CARRY_S
 
 
 @pytest.fixture(scope="module")
