@@ -31,7 +31,6 @@ class Finished:
     steps: int
     seconds: float
     checkpoint_seconds: float
-    environment: dict[str, str]
 
 
 def finish_stage(
@@ -70,7 +69,7 @@ def finish_stage(
         checkpoint_seconds=finished.checkpoint_seconds,
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         code_version=code_version(),
-        environment=finished.environment,
+        environment=environment(lm),
     ).seal()
     record.write(directory / RECORD)
     return record
