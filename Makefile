@@ -41,7 +41,7 @@ bench: setup
 	$(BIN)/python benchmarks/verify_lineage.py
 	rm -rf .sdft/bench
 	$(BIN)/python benchmarks/retention_sweep.py examples/quickstart/curriculum.yaml .sdft/bench \
-		--rates 2e-4 --seeds 0
+		--arms sdft:2e-4 sft:2e-4 --seeds 0
 	$(BIN)/python benchmarks/durability.py
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python examples/smollm2/fetch_model.py

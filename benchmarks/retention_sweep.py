@@ -1,40 +1,123 @@
 """SDFT against SFT over learning rates and seeds: what is learned, and what is kept.
 
     python benchmarks/retention_sweep.py examples/quickstart/curriculum.yaml WORK_DIR
-        [--rates 5e-5 1e-4 2e-4 4e-4 8e-4] [--seeds 0 1 2]
+        [--arms sdft:2e-4 sft:4e-4 sdft-lora:1e-3 ...] [--seeds 0 1 2] [--epochs 1]
 
-Every stage follows the one before (no gate), with the same data and number of steps in both arms.
-Runs the trainer's and the evaluator's own functions in one process; finished stages and cells in
-WORK_DIR are not run again. Prints, and writes to WORK_DIR/sweep.md, a table of means over seeds:
+An arm is a method, all weights or adapters (`-lora`, as `training.lora` has them by default), and a
+rate. A chain is an arm and a seed: every stage follows the one before (no gate stands between, and
+no health rule stops one), with the same data and number of steps in all arms. Chains run in the
+order of the arms; those that are finished are not run again, one that was killed goes on from its
+last checkpoint, and the same command started twice shares the chains out. Of a finished chain its
+scores, curves and answers are kept, not its weights.
 
+Prints, and writes to WORK_DIR/sweep.md, means over the seeds of all chains that are finished there,
+with 95% intervals (Student's t; n is the number of chains):
+
+- by suite, with the curriculum's own scorers: each skill right after its own stage (*new*) and
+  after the last (*kept*), and the mean of the general suites after the last stage (*general*);
 - strict: the completion is the reference; lenient: it is anywhere in the completion, which forgives
-  the demonstrations' wording that SFT learns along with the answer. A tool call counts anywhere.
+  the demonstrations' wording that SFT learns along with the answer. Suites that the curriculum has
+  scored as tool calls or regular expressions are scored so in both.
 """
 
 import argparse
+import itertools
 import json
+import shutil
 import statistics
+import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
 
 import pyarrow.parquet as pq
+from sweep_tables import Scores, by_strictness, by_suite, table
 
+from schemas.base import BadInput, write_atomically
 from schemas.curriculum import Curriculum, Skill, load_curriculum
 from schemas.digest import digest_json
 from schemas.results import EvaluationSpec, SuiteSpec
+from schemas.settings import LoraSettings
 from schemas.stage import StageSpec
 from sdft.data import data_hash, eval_table, read_items, read_rows, train_table, write_table
 from sdft.evaluate import evaluate
-from sdft.modelfiles import chat_template, model_files, model_hash
-from sdft.process import Stop
-from sdft.record import library_versions, verified_record
-from sdft.scorers import contains, exact_match, tool_call
+from sdft.modelfiles import chat_template, convert_gguf, model_files, model_hash
+from sdft.process import StageFailed, Stop, exclusive, is_locked
+from sdft.record import code_version, library_versions, verified_record
+from sdft.scorers import SCORERS, contains, exact_match
 from sdft.train import train
 
 
-def snapshot(curriculum: Curriculum, work: Path) -> tuple[dict[str, Path], list[SuiteSpec]]:
-    """Canonical files: demonstrations by skill, and the suites to score on."""
+@dataclass(frozen=True, order=True)
+class Arm:
+    """What is compared: what is trained, by which method, at which rate."""
+
+    lora: bool
+    method: str
+    rate: float
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        name, _, rate = text.partition(":")
+        method, _, adapters = name.partition("-")
+        try:
+            if method not in ("sdft", "sft") or adapters not in ("", "lora"):
+                raise ValueError
+            return cls(bool(adapters), method, float(rate))
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no arm; one is sdft, sft, sdft-lora or sft-lora with its rate, such "
+                "as sdft:2e-4"
+            ) from None
+
+    @property
+    def name(self) -> str:
+        return self.method + "-lora" * self.lora
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.rate:g}"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What all chains share."""
+
+    curriculum: Curriculum
+    work: Path
+    base: Path
+    train_files: dict[str, tuple[Path, str]]
+    """By skill: canonical demonstrations and their hash."""
+    suites: list[SuiteSpec]
+    stop: Stop
+
+    def chain_dir(self, arm: Arm, seed: int) -> Path:
+        return self.work / "chains" / f"{arm.name}-{arm.rate:g}-seed{seed}"
+
+    def finished(self) -> dict[Arm, list[list[Scores]]]:
+        """By arm: the scores of each chain in `work` that came to its end, the base's first."""
+        found: dict[Arm, list[list[Scores]]] = {}
+        for file in self.work.glob("chains/*/scores.json"):
+            result = json.loads(file.read_text())
+            if "rows" in result:
+                found.setdefault(Arm.parse(result["arm"]), []).append(result["rows"])
+        return dict(sorted(found.items()))
+
+
+QUICKSTART_ARMS = [
+    Arm(False, method, rate)
+    for method in ("sdft", "sft")
+    for rate in (5e-5, 1e-4, 2e-4, 4e-4, 8e-4)
+]
+
+
+class Stopped(Exception):
+    """A signal came; what is finished is kept."""
+
+
+def open_sweep(curriculum: Curriculum, work: Path, stop: Stop) -> Sweep:
+    """The data and the base model in `work`; BadInput where it holds chains of another sweep."""
     (work / "data").mkdir(parents=True, exist_ok=True)
-    train_files: dict[str, Path] = {}
+    train_files: dict[str, tuple[Path, str]] = {}
     suites: list[SuiteSpec] = []
     for suite in curriculum.suites:
         items = eval_table(read_rows(suite.eval, "eval", work / "cache"))
@@ -46,122 +129,156 @@ def snapshot(curriculum: Curriculum, work: Path) -> tuple[dict[str, Path], list[
             )
         )
         if isinstance(suite, Skill):
-            train_files[suite.name] = work / "data" / f"{suite.name}-train.parquet"
-            rows = read_rows(suite.train, "train", work / "cache")
-            write_table(train_table(rows), train_files[suite.name])
-    return train_files, suites
+            table = train_table(read_rows(suite.train, "train", work / "cache"))
+            file = work / "data" / f"{suite.name}-train.parquet"
+            write_table(table, file)
+            train_files[suite.name] = file, data_hash(table)
+    base = Path(curriculum.base_model)
+    if base.suffix == ".gguf":
+        source, base = base, work / "base"
+        if not base.is_dir():
+            convert_gguf(source, base)
+    shared = {
+        "code": code_version(),
+        "libraries": library_versions(),
+        "base": model_hash(model_files(base)),
+        "data": {name: digest for name, (_, digest) in train_files.items()}
+        | {f"{suite.name}, eval": suite.suite_hash for suite in suites},
+        "settings": curriculum.model_dump(
+            mode="json", include={"skills": {"__all__": {"training"}}, "evaluation": True}
+        ),
+    }
+    file = work / "sweep.json"
+    if file.is_file() and (before := json.loads(file.read_text())) != shared:
+        changed = ", ".join(key for key in shared if before.get(key) != shared[key])
+        raise BadInput(f"{work}: its chains differ in {changed}; give another directory")
+    write_atomically(file, json.dumps(shared, indent=2) + "\n")
+    return Sweep(curriculum, work, base, train_files, suites, stop)
 
 
-def run_chain(
-    curriculum: Curriculum,
-    method: str,
-    rate: float,
-    seed: int,
-    work: Path,
-    data: tuple[dict[str, Path], list[SuiteSpec]],
-) -> list[dict[str, tuple[float, float]]]:
-    """(strict, lenient) by suite for every row of the retention matrix."""
-    train_files, suites = data
-    parent = Path(curriculum.base_model)
-    rows = [score(curriculum, parent, suites, work)]
-    for skill in curriculum.skills:
-        changed = {"method": method, "learning_rate": rate}
+def run_chain(sweep: Sweep, arm: Arm, seed: int) -> list[Scores]:
+    """Scores of the base, of each stage on its own skill, and of the last on all suites."""
+    changed = {
+        "method": arm.method,
+        "learning_rate": arm.rate,
+        "lora": LoraSettings() if arm.lora else None,
+    }
+    parent, rows = sweep.base, [score(sweep, sweep.base, sweep.suites)]
+    for skill in sweep.curriculum.skills:
+        file, digest = sweep.train_files[skill.name]
         spec = StageSpec(
             skill=skill.name,
             parent_dir=str(parent),
             parent_hash=model_hash(model_files(parent)),
-            train_file=str(train_files[skill.name]),
-            data_hash=train_files[skill.name].name,
+            train_file=str(file),
+            data_hash=digest,
             seed=seed,
             training=skill.training.model_copy(update=changed),
-            runtime=curriculum.runtime,
+            runtime=sweep.curriculum.runtime.model_copy(update={"health": "warn"}),
         )
-        directory = work / "stages" / spec.key[:16]
-        directory.mkdir(parents=True, exist_ok=True)
-        if verified_record(directory) is None:
-            train(spec, directory, Stop())
+        directory = sweep.chain_dir(arm, seed) / skill.name
+        directory.mkdir(exist_ok=True)
+        if verified_record(directory) is None and train(spec, directory, sweep.stop) is None:
+            raise Stopped
         parent = directory / "model"
-        rows.append(score(curriculum, parent, suites, work))
+        is_last = skill is sweep.curriculum.skills[-1]
+        own = [suite for suite in sweep.suites if suite.name == skill.name]
+        rows.append(score(sweep, parent, sweep.suites if is_last else own))
     return rows
 
 
-def score(
-    curriculum: Curriculum, model: Path, suites: list[SuiteSpec], work: Path
-) -> dict[str, tuple[float, float]]:
+def score(sweep: Sweep, model: Path, suites: list[SuiteSpec]) -> Scores:
     spec = EvaluationSpec(
         model_dir=str(model),
         model_hash=model_hash(model_files(model)),
         template_hash=digest_json(chat_template(model)),
         suites=tuple(suites),
-        settings=curriculum.evaluation,
-        device=curriculum.runtime.device,
+        settings=sweep.curriculum.evaluation,
+        device=sweep.curriculum.runtime.device,
         libraries=library_versions(),
     )
-    evaluate(spec, work / "cells", Stop())
-    found = {}
+    if not evaluate(spec, sweep.work / "cells", sweep.stop):
+        raise Stopped
+    found: Scores = {}
     for suite in suites:
-        cell = work / "cells" / spec.cell_key(suite)
+        cell = sweep.work / "cells" / spec.cell_key(suite)
         completions = pq.read_table(cell / "items.parquet")["completion"].to_pylist()
         references = [item.references for item in read_items(Path(suite.file))]
-        is_call = suite.scorer == "tool_call"
-        strict, lenient = (
-            statistics.mean(scorer(c, r) for c, r in zip(completions, references, strict=True))
-            for scorer in (
-                tool_call if is_call else exact_match,
-                tool_call if is_call else contains,
-            )
-        )
-        found[suite.name] = (strict, lenient)
+        own = SCORERS[suite.scorer]
+        worded = suite.scorer in ("exact_match", "contains")
+        kinds = {
+            "own": own,
+            "strict": exact_match if worded else own,
+            "lenient": contains if worded else own,
+        }
+        found[suite.name] = {
+            kind: statistics.mean(map(scorer, completions, references))
+            for kind, scorer in kinds.items()
+        }
     return found
 
 
-def summary(
-    curriculum: Curriculum, rows: list[dict[str, tuple[float, float]]], kind: int
-) -> dict[str, float]:
-    """The three numbers of a chain; kind 0 is strict, 1 lenient."""
-    skills = [skill.name for skill in curriculum.skills]
-    general = [suite.name for suite in curriculum.general]
-    return {
-        "new": statistics.mean(rows[i][name][kind] for i, name in enumerate(skills, 1)),
-        "kept": statistics.mean(rows[-1][name][kind] for name in skills),
-        "general": statistics.mean(rows[-1][name][kind] for name in general),
-        "worst new": min(rows[i][name][kind] for i, name in enumerate(skills, 1)),
-    }
+def finish_chain(sweep: Sweep, arm: Arm, seed: int) -> None:
+    """Run a chain to its end, or find it finished; a stage that failed is an end too."""
+    directory = sweep.chain_dir(arm, seed)
+    with exclusive(directory):
+        if (directory / "scores.json").is_file():
+            return
+        print(f"{arm}, seed {seed}", flush=True)
+        result: dict[str, Any] = {"arm": str(arm), "seed": seed}
+        try:
+            result["rows"] = run_chain(sweep, arm, seed)
+        except StageFailed as failure:
+            result["failed"] = str(failure)
+            print(f"failed: {failure}", flush=True)
+        write_atomically(directory / "scores.json", json.dumps(result, indent=2) + "\n")
+        for skill in sweep.curriculum.skills:
+            for weights in ("model", "adapter", "checkpoints"):
+                shutil.rmtree(directory / skill.name / weights, ignore_errors=True)
+
+
+def tables(sweep: Sweep) -> str:
+    """Both tables of all chains that are finished."""
+    arms = [(arm.name, arm.rate, chains) for arm, chains in sweep.finished().items()]
+    if not arms:
+        return "no chain is finished\n"
+    return "\n".join(
+        table(numbers, sweep.curriculum, arms) for numbers in (by_suite, by_strictness)
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("curriculum", type=Path)
     parser.add_argument("work", type=Path)
-    parser.add_argument("--rates", type=float, nargs="+", default=[5e-5, 1e-4, 2e-4, 4e-4, 8e-4])
+    parser.add_argument("--arms", type=Arm.parse, nargs="+", default=QUICKSTART_ARMS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="+", default=["sdft", "sft"])
+    parser.add_argument("--epochs", type=int, help="in place of the curriculum's own")
     arguments = parser.parse_args()
     curriculum = load_curriculum(arguments.curriculum)
-    data = snapshot(curriculum, arguments.work)
-    columns = ("new", "worst new", "kept", "general")
-    header = ["method", "rate", *(f"{c}, {k}" for k in ("strict", "lenient") for c in columns)]
-    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    results = []
-    for method in arguments.methods:
-        for rate in arguments.rates:
-            chains = [
-                run_chain(curriculum, method, rate, seed, arguments.work, data)
-                for seed in arguments.seeds
-            ]
-            cells = []
-            for kind in (0, 1):
-                summaries = [summary(curriculum, rows, kind) for rows in chains]
-                for column in columns:
-                    values = [one[column] for one in summaries]
-                    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-                    cells.append(f"{statistics.mean(values):.2f}{spread}")
-            results.append({"method": method, "rate": rate, "chains": chains})
-            lines.append(f"| {method} | {rate:g} | " + " | ".join(cells) + " |")
-            print(lines[-1], flush=True)
-            (arguments.work / "sweep.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-            (arguments.work / "sweep.json").write_text(json.dumps(results), encoding="utf-8")
-    print("\n".join(lines))
+    if arguments.epochs:
+        skills = [
+            skill.model_copy(
+                update={"training": skill.training.model_copy(update={"epochs": arguments.epochs})}
+            )
+            for skill in curriculum.skills
+        ]
+        curriculum = curriculum.model_copy(update={"skills": tuple(skills)})
+    stop = Stop()
+    stop.listen()
+    try:
+        with exclusive(arguments.work):
+            sweep = open_sweep(curriculum, arguments.work, stop)
+            score(sweep, sweep.base, sweep.suites)
+        for arm, seed in itertools.product(arguments.arms, arguments.seeds):
+            if not is_locked(sweep.chain_dir(arm, seed)):  # else another process is at it
+                finish_chain(sweep, arm, seed)
+                write_atomically(arguments.work / "sweep.md", tables(sweep))
+    except BadInput as problem:
+        sys.exit(f"error: {problem}")
+    except Stopped:
+        sys.exit("stopped; the same command goes on")
+    print(tables(sweep))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from flows import registry
+from flows import operate, registry
 from flows.options import (
     DEFAULT_HOME,
     ERROR,
@@ -210,3 +210,4 @@ def ui(
 
 
 app.add_typer(registry.app)
+app.add_typer(operate.app)

@@ -14,10 +14,12 @@ from schemas.results import MatrixRow, RetentionMatrix, SuiteSpec, Verdict
 from schemas.snapshot import SuiteData
 from sdft.matrix import build_matrix
 from tasks.basemodel import ModelDir, resolve_base_model
+from tasks.elsewhere import check_deployments
 from tasks.evaluation import ScoredCell, evaluate_model, suite_spec
 from tasks.gating import gate_stage
 from tasks.home import Home
 from tasks.leases import Fence, leased
+from tasks.observing import export_metrics, show_in_prefect
 from tasks.orchestration import tagged
 from tasks.publishing import JudgedStage, is_let_in, publish_stages, settle_registry
 from tasks.reconciling import reconcile_work
@@ -25,6 +27,7 @@ from tasks.reporting import Report, report_run
 from tasks.stagefiles import StageInputs
 from tasks.training import stage_spec, train_skill
 from tasks.validation import validate_suite
+from tasks.watched import record_order, watch_skills
 
 
 class Learned(Contract):
@@ -80,8 +83,12 @@ def learn(curriculum_file: str, home_dir: str) -> Learned:
 
 
 def _learn(curriculum: Curriculum, run: Fence, home_dir: str) -> Learned:
+    check_deployments()
     reconcile_work(home_dir)
+    watched = watch_skills(curriculum, home_dir)
+    curriculum = watched.curriculum
     prepared = prepare(curriculum, home_dir)
+    record_order(watched, home_dir)
     settle_registry(curriculum.name, home_dir)
     name, home = curriculum.name, Home(home_dir)
     general = [suite.name for suite in curriculum.general]
@@ -95,8 +102,8 @@ def _learn(curriculum: Curriculum, run: Fence, home_dir: str) -> Learned:
         data = prepared.data[skill.name]
         spec = stage_spec(skill, data, parent, curriculum.seed, curriculum.runtime)
         inputs = StageInputs(curriculum=name, stage=number, data=data)
-        with leased(spec.key, skill.name, home) as fence:  # until others find it registered
-            stage = train_skill(spec, inputs, fence, home_dir)
+        with leased(f"{spec.key}/stage", skill.name, home):  # until others find it registered
+            stage = train_skill(spec, inputs, home_dir)
             cells = _evaluate(skill.name, stage.model, curriculum, prepared, number, home_dir)
 
             kept = [row for row in rows if row.passed]
@@ -113,6 +120,7 @@ def _learn(curriculum: Curriculum, run: Fence, home_dir: str) -> Learned:
 
         let_in = is_let_in(home, name, versions.get(number), verdict)
         rows.append(row.model_copy(update={"passed": let_in, "decision": verdict.decision}))
+        export_metrics(curriculum, judged, home_dir)
         if let_in:
             parent = stage.model
 
@@ -121,16 +129,18 @@ def _learn(curriculum: Curriculum, run: Fence, home_dir: str) -> Learned:
     matrix = build_matrix(name, skills, general, rows)
     general_items = [prepared.data[one].eval for one in general]
     missing = [one.trained.skill for one in judged if one.trained.stage not in versions]
+    report = None
+    if not missing:
+        trained = [one.trained for one in judged]
+        report = report_run(curriculum, matrix, trained, base_cells, general_items, home_dir)
+    verdicts = [one.verdict for one in judged]
+    show_in_prefect(matrix, verdicts, report, home_dir)
     return Learned(
         matrix=matrix,
-        verdicts=tuple(one.verdict for one in judged),
+        verdicts=tuple(verdicts),
         trained=tuple(one.trained.skill for one in judged if one.trained.trained_now),
         unregistered=tuple(missing),
-        report=None
-        if missing
-        else report_run(
-            curriculum, matrix, [one.trained for one in judged], base_cells, general_items, home_dir
-        ),
+        report=report,
     )
 
 

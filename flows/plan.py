@@ -7,6 +7,7 @@ from schemas.base import Contract
 from schemas.curriculum import Curriculum, Suite
 from schemas.results import EvaluationSpec, Verdict
 from schemas.settings import GateSettings
+from schemas.watched import Remark
 from sdft.record import library_versions, verified_record
 from sdft.schedule import total_steps
 from tasks.basemodel import ModelDir, describe_model
@@ -15,6 +16,7 @@ from tasks.home import Home
 from tasks.stagefiles import finished_dir
 from tasks.training import stage_spec
 from tasks.verdicts import standing_verdict
+from tasks.watched import watch
 
 Action = Literal["reused", "judged anew", "learned", "open"]
 """`judged anew`: the model is there, but no verdict on it by these rules on these items. `open`:
@@ -29,6 +31,8 @@ class PlannedStage(Contract):
     items: int
     steps: int
     action: Action
+    watched: Literal["recorded", "new"] | None
+    """For a skill from the watched folder: whether its place in the order is written down."""
 
 
 class Plan(Contract):
@@ -38,10 +42,14 @@ class Plan(Contract):
     base_path: str
     base_hash: str
     stages: tuple[PlannedStage, ...]
+    remarks: tuple[Remark, ...]
+    """On directories of the watched folder that are not taken, or not as they are now."""
 
 
 def plan_curriculum(curriculum: Curriculum, home: Home) -> Plan:
     """The plan; a stage after one that is still to be learned is to be learned as well."""
+    watched = watch(curriculum, home)
+    curriculum = watched.curriculum
     prepared = prepare(curriculum, str(home.root))
     parent = prepared.base
     kept: list[Suite] = []
@@ -73,6 +81,7 @@ def plan_curriculum(curriculum: Curriculum, home: Home) -> Plan:
                 items=data.eval.rows,
                 steps=total_steps(skill.training, data.train.rows),
                 action=action,
+                watched=watched.state.get(skill.name),
             )
         )
     return Plan(
@@ -80,6 +89,7 @@ def plan_curriculum(curriculum: Curriculum, home: Home) -> Plan:
         base_path=prepared.base.path,
         base_hash=prepared.base.model_hash,
         stages=tuple(stages),
+        remarks=watched.remarks,
     )
 
 

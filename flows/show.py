@@ -99,8 +99,12 @@ def show_plan(plan: "Plan") -> None:
         numbers = (str(stage.demonstrations), str(stage.items), str(stage.steps))
         style = "green" if stage.action == "reused" else ""
         action = ACTIONS.get(stage.action, stage.action)
+        action += {"new": " (new, watched)", "recorded": " (watched)"}.get(stage.watched or "", "")
         table.add_row(f"{number} {stage.skill}", *numbers, action, style=style)
     console.print(table)
+    for remark in plan.remarks:
+        told = f"{remark.name}: {remark.said}"
+        console.print(told, style="yellow", markup=False, soft_wrap=True)
     console.print(
         f"base model {plan.base_path} ({plan.base_hash[:12]}); all data passed its checks"
     )

@@ -103,7 +103,10 @@ def mlflow_server(made: Credentials, state: Path) -> Part:
 
 
 def worker(made: Credentials, state: Path, pool: str) -> Part:
-    """A worker that starts processes; one at a time on the pool of the GPUs."""
+    """A worker that starts processes; one at a time on the pool of the GPUs.
+
+    Each has a home of its own: the two stand for machines that share no disk.
+    """
     name = f"{pool}-worker"
     limit = ["--limit", "1"] if pool == "gpu" else []
     command = ["-m", "prefect", "worker", "start", "--type", "process", "--name", name]
@@ -115,7 +118,7 @@ def worker(made: Credentials, state: Path, pool: str) -> Part:
         | {
             "PREFECT_HOME": str(state / name),
             "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
-            "SDFT_HOME": str(state / "home"),
+            "SDFT_HOME": str(state / f"{pool}-home"),
         },
         is_well=lambda: _is_online(made, pool, name),
         address=f"work pool {pool}",

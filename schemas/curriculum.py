@@ -1,18 +1,19 @@
 """The curriculum file: base model, ordered skills, general suites and settings."""
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Generator, Hashable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from schemas.base import BadInput, Contract
 from schemas.names import SafeName
 from schemas.settings import EvaluationSettings, GateSettings, RuntimeSettings, TrainingSettings
 
 Scorer = Literal["exact_match", "contains", "regex", "tool_call"]
-HUB = "hub:"
+HUB, S3 = "hub:", "s3://"
 INHERITED: dict[str, type[Contract]] = {"training": TrainingSettings, "gate": GateSettings}
 """Settings of the curriculum that a skill can change for itself; a general suite only `gate`."""
 Place = tuple[Hashable, ...]
@@ -70,6 +71,11 @@ class Skill(Suite):
     training: TrainingSettings = TrainingSettings()
     """In YAML only what differs from the curriculum's own `training`."""
 
+    def under(self, folder: Path) -> Self:
+        """The same skill with relative paths made absolute from `folder`."""
+        paths = {"train": self.train.under(folder), "eval": self.eval.under(folder)}
+        return self.model_copy(update=paths)
+
 
 class Curriculum(Contract):
     """What is to be learned, in which order, from which data, judged by what."""
@@ -78,7 +84,10 @@ class Curriculum(Contract):
     base_model: str
     """A model directory, a .gguf file, or hub:org/name@revision."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    skills: Annotated[tuple[Skill, ...], Field(min_length=1)]
+    skills_from: str | None = None
+    """A folder or s3://bucket/prefix that is looked at for further skills at each run: directories
+    with data, a skill.yaml and, last, a file COMPLETE (`schemas.watched`)."""
+    skills: Annotated[tuple[Skill, ...], Field(validate_default=True)] = ()
     general: tuple[Suite, ...] = ()
     training: TrainingSettings = TrainingSettings()
     runtime: RuntimeSettings = RuntimeSettings()
@@ -100,6 +109,25 @@ class Curriculum(Contract):
         }
         return value | inherited
 
+    @field_validator("skills_from")
+    @classmethod
+    def _no_key_in_the_address(cls, value: str | None) -> str | None:
+        if value and "://" in value and (not value.startswith(S3) or "@" in value):
+            raise ValueError(
+                "must be a folder or s3://bucket/prefix; keys belong into the environment "
+                "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
+            )
+        return value
+
+    @field_validator("skills")
+    @classmethod
+    def _there_is_something_to_learn(
+        cls, value: tuple[Skill, ...], info: ValidationInfo
+    ) -> tuple[Skill, ...]:
+        if not value and not info.data.get("skills_from"):
+            raise ValueError("there must be at least 1 skill, or skills_from")
+        return value
+
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
         seen: set[str] = set()
@@ -116,19 +144,14 @@ class Curriculum(Contract):
 
     def under(self, folder: Path) -> Self:
         """The same curriculum with every relative path made absolute from `folder`."""
-        base = self.base_model
+        base, watched = self.base_model, self.skills_from
+        if watched and not watched.startswith(S3):
+            watched = str((folder / watched).resolve())
         return self.model_copy(
             update={
+                "skills_from": watched,
                 "base_model": base if base.startswith(HUB) else str((folder / base).resolve()),
-                "skills": tuple(
-                    skill.model_copy(
-                        update={
-                            "train": skill.train.under(folder),
-                            "eval": skill.eval.under(folder),
-                        }
-                    )
-                    for skill in self.skills
-                ),
+                "skills": tuple(skill.under(folder) for skill in self.skills),
                 "general": tuple(
                     suite.model_copy(update={"eval": suite.eval.under(folder)})
                     for suite in self.general
@@ -161,6 +184,25 @@ def load_curriculum(path: Path) -> Curriculum:
 
     Raises BadInput with file, line and field of everything that is wrong.
     """
+    content, lines = _read_yaml(path, "name, base_model and skills")
+    with _named(path, lines):
+        return Curriculum.model_validate(content).under(path.parent)
+
+
+def load_skill(path: Path, name: str, curriculum: Curriculum) -> Skill:
+    """Read and check the file of one skill, with what it inherits from a curriculum.
+
+    Its `name` may be left out. Raises BadInput as `load_curriculum` does.
+    """
+    content, lines = _read_yaml(path, "train and eval")
+    shared = {key: getattr(curriculum, key).model_dump() for key in INHERITED}
+    whole = {"name": name, **_inherit(content, shared, [*INHERITED])}
+    with _named(path, lines):
+        return Skill.model_validate(whole)
+
+
+def _read_yaml(path: Path, keys: str) -> tuple[dict[str, Any], dict[Place, int]]:
+    """A YAML file's mapping, and the lines of its places."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -174,9 +216,15 @@ def load_curriculum(path: Path) -> Curriculum:
     except (yaml.YAMLError, RecursionError) as error:
         raise BadInput(f"{path}: is no valid YAML: {error}") from None
     if not isinstance(content, dict):
-        raise BadInput(f"{path}: must be a mapping with name, base_model and skills")
+        raise BadInput(f"{path}: must be a mapping with {keys}")
+    return content, lines
+
+
+@contextmanager
+def _named(path: Path, lines: dict[Place, int]) -> Generator[None]:
+    """Turn what is wrong with a document into a BadInput with file, line and field."""
     try:
-        return Curriculum.model_validate(content).under(path.parent)
+        yield
     except ValidationError as error:
         problems = [_problem(path, lines, detail) for detail in error.errors()]
         raise BadInput("\n".join(problems)) from None

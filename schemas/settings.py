@@ -77,8 +77,15 @@ class RuntimeSettings(Contract):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compute: Literal["auto", "fp32", "bf16"] = "auto"
     """What matrix products are made in; auto: bf16 on a GPU. Weights that learn stay in fp32."""
+    processes: Annotated[int, Field(ge=1)] = 1
+    """How many train a stage together on one machine, on a GPU each where there are any."""
+    sharding: Literal["none", "full"] = "none"
+    """Whether each of several processes has the whole model, or a part of weights, gradients,
+    optimizer and averages (FSDP2)."""
     gradient_checkpointing: bool | None = None
     """Compute activations again in the backward pass, to save memory; default: on a GPU."""
+    gpu_memory_gib: Annotated[float, Field(gt=0.0)] | None = None
+    """What each GPU must have free before a stage begins on it; default: whatever it has."""
     compile: bool = False
     """Have torch.compile make the scoring passes; on a CPU it gains nothing (docs/decisions.md)."""
     offload_teacher: bool = False
@@ -100,6 +107,15 @@ class RuntimeSettings(Contract):
     """What becomes of a stage whose curve shows that more steps would be a waste."""
     stall_timeout_s: Annotated[float, Field(gt=0.0)] = 1800.0
     """A trainer or evaluator that reports nothing for this long is ended."""
+
+    @model_validator(mode="after")
+    def _go_together(self) -> Self:
+        if self.processes > 1 and self.sampler == "vllm":
+            raise ValueError("sampler vllm goes with one process only; use student")
+        if self.sharding == "full" and (self.compile or self.offload_teacher):
+            name = "compile" if self.compile else "offload_teacher"
+            raise ValueError(f"sharding full does not go with {name}; leave one of them out")
+        return self
 
 
 class EvaluationSettings(Contract):

@@ -1,5 +1,8 @@
 """Validated data: what a stage and an evaluation stand on."""
 
+from pathlib import Path
+from typing import Self
+
 from schemas.base import Contract, Sealed
 from schemas.stage import FileDigest
 
@@ -17,9 +20,19 @@ class Snapshot(Sealed):
     rows: int
     quarantined: int
 
+    def at(self, directory: Path) -> Self:
+        """The same data in a copy of their directory."""
+        file = directory / Path(self.file).name
+        return self.model_copy(update={"directory": str(directory), "file": str(file)}).seal()
+
 
 class SuiteData(Contract):
     """What a curriculum's suite stands on: items, and for a skill its demonstrations."""
 
     eval: Snapshot
     train: Snapshot | None
+
+    def under(self, train: Path, items: Path) -> Self:
+        """The same data in copies of their directories."""
+        assert self.train is not None
+        return self.model_copy(update={"eval": self.eval.at(items), "train": self.train.at(train)})

@@ -5,12 +5,12 @@ Order of batches and random numbers are functions of (seed, step), so they need 
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -19,8 +19,10 @@ from schemas.settings import RuntimeSettings
 from schemas.stage import FileDigest
 from sdft.files import placed
 from sdft.modelfiles import all_files
+from sdft.ranks import ALONE, Ranks
 from sdft.stagelog import METRICS, ROLLOUTS
 from sdft.teacher import Teacher
+from sdft.tensorfiles import read_tensors, tensor_names, write_tensors
 
 _MANIFEST = "manifest.json"
 _COMPLETE = "COMPLETE"
@@ -48,6 +50,7 @@ class Checkpoints:
     trained: dict[str, Parameter]
     optimizer: torch.optim.Optimizer
     teacher: Teacher | None
+    ranks: Ranks = ALONE
     seconds: float = 0.0
     """What saving has cost since the start."""
     _cost_s: float = 0.0
@@ -63,12 +66,11 @@ class Checkpoints:
         """Write the state after `step` steps, whole or not at all; `metrics` are its curve so far.
 
         Files, then the manifest with their hashes, then the name, then the mark that all is there;
-        only then are older ones removed.
+        only then are older ones removed. The leading rank does that, and all write their parts.
         """
         began = time.monotonic()
-        self.folder.mkdir(exist_ok=True)
         target = self.folder / f"step-{step:06d}"
-        with placed(target) as partial:
+        with self._placed(target) as partial:
             contents = {
                 "model": self.trained,
                 "optimizer": self._optimizer_tensors(),
@@ -76,23 +78,37 @@ class Checkpoints:
             }
             for name, tensors in contents.items():
                 if tensors:
-                    saved = {k: one.detach().contiguous() for k, one in tensors.items()}
-                    save_file(saved, partial / f"{name}.safetensors")
-            (partial / METRICS).write_bytes(metrics)
-            manifest = Manifest(
-                key=self.key,
-                step=step,
-                files=all_files(partial),
-                rollouts=all_files(self._rollouts),
-            )
-            manifest.seal().write(partial / _MANIFEST)
-        (target / _COMPLETE).touch()
-        sync(target)
-        for old in sorted(self.folder.glob("step-*"))[: -self.runtime.keep_checkpoints]:
-            shutil.rmtree(old)
+                    write_tensors(tensors, partial / name, self.ranks)
+            self.ranks.meet()
+            if self.ranks.leads:
+                (partial / METRICS).write_bytes(metrics)
+                manifest = Manifest(
+                    key=self.key,
+                    step=step,
+                    files=all_files(partial),
+                    rollouts=all_files(self._rollouts),
+                )
+                manifest.seal().write(partial / _MANIFEST)
+        if self.ranks.leads:
+            (target / _COMPLETE).touch()
+            sync(target)
+            for old in sorted(self.folder.glob("step-*"))[: -self.runtime.keep_checkpoints]:
+                shutil.rmtree(old)
+        self.ranks.meet()  # before any of them may end
         self._saved_at = time.monotonic()
         self._cost_s = self._saved_at - began
         self.seconds += self._cost_s
+
+    @contextmanager
+    def _placed(self, target: Path) -> Generator[Path]:
+        """As placed() does it, by the leading rank, for all."""
+        if not self.ranks.leads:
+            yield Path(self.ranks.from_first(None))
+            return
+        self.folder.mkdir(exist_ok=True)
+        with placed(target) as partial:
+            self.ranks.from_first(str(partial))
+            yield partial
 
     def load(self) -> tuple[int, bytes]:
         """Load the newest checkpoint of this stage whose hashes verify.
@@ -101,6 +117,18 @@ class Checkpoints:
         does not verify is set aside under another name, with a message; rollouts, which no step
         depends on, are left out where they are not what was saved.
         """
+        name = self.ranks.from_first(self._newest() if self.ranks.leads else None)
+        if name is None:
+            return 0, b""
+        path = self.folder / name
+        read_tensors(self.trained, path / "model")
+        if self.teacher and self.teacher.averages:
+            read_tensors(self.teacher.averages, path / "teacher")
+        self._load_optimizer(path / "optimizer")
+        return Manifest.read(path / _MANIFEST).step, (path / METRICS).read_bytes()
+
+    def _newest(self) -> str | None:
+        """The name of the newest one that verifies; whatever does not is set aside."""
         for path in sorted(self.folder.glob("step-*"), reverse=True):
             try:
                 manifest = self._verified(path)
@@ -109,13 +137,9 @@ class Checkpoints:
                 shutil.rmtree(self.folder / f"bad-{path.name}", ignore_errors=True)
                 path.rename(self.folder / f"bad-{path.name}")
                 continue
-            _copy_into(self.trained, load_file(path / "model.safetensors"))
-            if self.teacher and self.teacher.averages:
-                _copy_into(self.teacher.averages, load_file(path / "teacher.safetensors"))
-            self._load_optimizer(load_file(path / "optimizer.safetensors"))
             self._leave_out_altered(manifest.rollouts)
-            return manifest.step, (path / METRICS).read_bytes()
-        return 0, b""
+            return path.name
+        return None
 
     def _verified(self, path: Path) -> Manifest:
         """The manifest of a checkpoint that is whole; raises BadInput with what is not."""
@@ -148,12 +172,14 @@ class Checkpoints:
             for field, value in self.optimizer.state.get(parameter, {}).items()
         }
 
-    def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
-        for key, value in tensors.items():
+    def _load_optimizer(self, stem: Path) -> None:
+        for key in tensor_names(stem):
             name, field = key.rsplit("/", 1)
             parameter = self.trained[name]
-            place = value if field == "step" else value.to(parameter.device)
+            count = torch.zeros((), device=parameter.device)
+            place = count if field == "step" else torch.zeros_like(parameter)
             self.optimizer.state[parameter][field] = place
+        read_tensors(self._optimizer_tensors(), stem)
 
 
 def is_due(
@@ -168,9 +194,3 @@ def is_due(
     exactly = every is not None and step % every == 0
     affordable = saving_s <= MAX_SHARE * elapsed_s
     return exactly or (affordable and since_s >= runtime.checkpoint_every_s)
-
-
-@torch.no_grad()
-def _copy_into(parameters: Mapping[str, Tensor], saved: dict[str, Tensor]) -> None:
-    for name, parameter in parameters.items():
-        parameter.copy_(saved[name])

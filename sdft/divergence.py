@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdft.linear import linear
 from sdft.model import Head
 
 CHUNK_ELEMENTS = 3 * 2**21
@@ -145,7 +146,7 @@ class _RowLoss(torch.autograd.Function):
                 capped_CV = log_q_CV.add_(total_C1)
                 grad_CV.mul_(capped_CV.div_(softcap).square_().neg_().add_(1))
             del log_q_CV
-            grad_RD[rows] = grad_CV.to(student_RD.dtype) @ head.weight_VD
+            grad_RD[rows] = linear(grad_CV.to(student_RD.dtype), head.weight_VD.T, None)
             if grad_VD is not None:
                 grad_VD.addmm_(grad_CV.T, student_RD[rows].to(wide))
             if grad_V is not None:
@@ -162,5 +163,6 @@ class _RowLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         made, ctx.grads = ctx.grads, None  # scaled in place, so they can be given out once
-        scaled = [None if one is None else one.mul_(grads[0]) for one in made]
-        return *scaled, None, None, None, None
+        if grads[0] != 1.0:  # the head's is as large as the head
+            made = [None if one is None else one.mul_(grads[0]) for one in made]
+        return *made, None, None, None, None

@@ -11,15 +11,20 @@ from torch import Tensor
 
 from schemas.stage import StageSpec
 from sdft.divergence import RowScore, row_loss, teacher_score, token_score
+from sdft.linear import quick_linears
 from sdft.model import LanguageModel
 from sdft.prefix import Prefix, shared_prefix
 from sdft.process import StageFailed
+from sdft.ranks import ALONE, Ranks
 from sdft.rollout import Completion, Sampling
 from sdft.sampler import Sampler, sequence_weights
 from sdft.schedule import micro_batches
 from sdft.scoring import can_pack, completion_hidden
+from sdft.sharding import is_sharded
 from sdft.teacher import Teacher
 
+SHARDED_TOKENS = 2**13
+"""The same where the model is sharded: there nothing can be halved, for all ranks work together."""
 DEFAULT_TOKENS = {"cpu": 1024, "cuda": 2**17}
 """Tokens of a micro-batch: on a CPU what keeps its cores busy, on a GPU more than most hold, since
 there too many are found out and halved."""
@@ -39,7 +44,8 @@ class StepGradient:
     """Adds each step's gradient to the student's parameters.
 
     The loss is the mean over sequences of the mean over a sequence's tokens (paper, equation 1);
-    answers of a sampler that is not the student are weighted.
+    answers of a sampler that is not the student are weighted. Each rank takes a part of a step's
+    sequences, of like length; the mean is over all of them.
     """
 
     def __init__(
@@ -49,21 +55,28 @@ class StepGradient:
         sampler: Sampler,
         examples: list[Example],
         spec: StageSpec,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self._lm, self._teacher = lm, teacher
+        self._lm, self._teacher, self._ranks = lm, teacher, ranks
+        self._models = [lm.model] if teacher is None else [lm.model, teacher.model]
+        if spec.runtime.compile:  # the compiler lays products out itself
+            self._models = []
         self._settings = spec.training
         self._corrects = teacher is not None and not sampler.is_student
         wanted = spec.runtime.gradient_checkpointing
         self._recomputes = lm.device.type == "cuda" if wanted is None else wanted
         if self._recomputes:
             lm.model.gradient_checkpointing_enable({"use_reentrant": False})
-        self._budget = spec.runtime.micro_batch_tokens or DEFAULT_TOKENS[lm.device.type]
+        self._sharded = is_sharded(lm.model)
+        usual = DEFAULT_TOKENS[lm.device.type]
+        default = min(usual, SHARDED_TOKENS) if self._sharded else usual
+        self._budget = spec.runtime.micro_batch_tokens or default
         self._student_begins, self._teacher_begins = list[int](), list[int]()
         if not can_pack(lm.model):
             self._teacher_begins = shared_prefix(lm.model, [one.teacher_prompt for one in examples])
-            if (
-                not self._recomputes
-            ):  # a layer that is run again must find no cache filled by itself
+            # A layer that is run again must find no cache filled by itself, and the weights of one
+            # that is sharded are gone when a gradient comes by the cache alone.
+            if not self._recomputes and not self._sharded:
                 prompts = [one.student_prompt for one in examples]
                 self._student_begins = shared_prefix(lm.model, prompts)
         self._teacher_prefix: Prefix | None = None
@@ -77,54 +90,91 @@ class StepGradient:
         token with the number of tokens that they are of. Raises StageFailed when a single sequence
         is too much.
         """
+        skip = self._settings.skip_first_tokens
+        rows = [max(0, len(answer.tokens) - skip) for answer in answers]
         while True:
+            made, problem = None, ""
             try:
-                return self._add(chosen, answers)
+                with quick_linears(*self._models):
+                    made = self._add(chosen, answers, rows)
             except torch.OutOfMemoryError as error:
-                lengths = list(map(_length, chosen, answers))
-                if self._budget <= max(lengths):
+                problem = str(error)
+                if self._sharded:  # the others wait for this rank's layers
                     raise StageFailed(
-                        f"a single sequence does not fit into the device's memory ({error}); lower "
-                        "training.max_new_tokens or shorten the prompts"
+                        f"a micro-batch of {self._budget} tokens does not fit into the device's "
+                        f"memory ({error}); set runtime.micro_batch_tokens to less"
                     ) from None
+            if not self._ranks.any(made is None):
+                break
+            lengths = list(map(_length, chosen, answers))
+            if self._budget <= max(lengths):
+                raise StageFailed(
+                    f"a single sequence does not fit into the device's memory ({problem}); lower "
+                    "training.max_new_tokens or shorten the prompts"
+                )
             self._lm.model.zero_grad(set_to_none=True)
             self._budget = min(self._budget, sum(lengths)) // 2
             print(f"out of memory: goes on with {self._budget} tokens at a time", flush=True)
+        assert made is not None, "no rank ran out of memory"
+        self._ranks.sum_gradients(self._lm.model.parameters())
+        divergence, entropy, trust, *losses = self._ranks.sum(made)
+        metrics = {"divergence": divergence, "entropy": entropy, "loss_tokens": sum(rows)}
+        return losses, metrics | (
+            {"sequence_weight": trust} if self._corrects and any(rows) else {}
+        )
 
     def _add(
-        self, chosen: list[Example], answers: list[Completion]
-    ) -> tuple[list[float], dict[str, float]]:
+        self, chosen: list[Example], answers: list[Completion], rows: list[int]
+    ) -> list[float]:
+        """Add this rank's part of the gradient of all sequences that have rows.
+
+        Returns its part of divergence, entropy and sequence weight, then of each sequence's
+        divergence.
+        """
         skip = self._settings.skip_first_tokens
-        rows = [max(0, len(answer.tokens) - skip) for answer in answers]
-        counted = [index for index, count in enumerate(rows) if count]
         losses, divergence, entropy, trust = [0.0] * len(chosen), 0.0, 0.0, 0.0
+        counted = [index for index, count in enumerate(rows) if count]
         if not counted:  # every completion is shorter than `skip`: nothing to learn in this step
-            return losses, {"divergence": 0.0, "entropy": 0.0, "loss_tokens": 0}
-        lengths = [_length(chosen[index], answers[index]) for index in counted]
-        parts = [
-            [counted[place] for place in part] for part in micro_batches(lengths, self._budget)
-        ]
+            return [divergence, entropy, trust, *losses]
+        parts, ours = self._parts(
+            {index: _length(chosen[index], answers[index]) for index in counted}
+        )
         scores = self._scores(parts, chosen, answers)
         with self._lm.computing():
             prefix = Prefix(self._lm.model, self._student_begins)
-        for indices, score in zip(parts, scores, strict=True):
+        for place, (indices, score) in enumerate(zip(parts, scores, strict=True)):
+            counts = place < ours
             said = [answers[index] for index in indices]
             rows_B = torch.tensor([rows[index] for index in indices], device=self._lm.device)
             hidden_RD = self._student([chosen[index] for index in indices], said, prefix)
             weight_B = self._weights(hidden_RD.detach(), said)
-            share_R = (1.0 / (len(counted) * rows_B)).repeat_interleave(rows_B)
+            share_R = (counts / (len(counted) * rows_B)).repeat_interleave(rows_B)
             weight_R = share_R * weight_B.repeat_interleave(rows_B)
             student_RD = hidden_RD[_after(skip, said, self._lm.device)]
             loss, loss_R, entropy_R = row_loss(student_RD, self._lm.head(), weight_R, score)
             loss.backward()
             for index, one in zip(indices, loss_R.split(rows_B.tolist()), strict=True):
-                losses[index] = one.mean().item()
+                losses[index] = counts * one.mean().item()
             divergence += loss.item()
             entropy += (entropy_R * share_R).sum().item()
-            trust += weight_B.sum().item() / len(counted)
+            trust += counts * weight_B.sum().item() / len(counted)
         prefix.backward()
-        metrics = {"divergence": divergence, "entropy": entropy, "loss_tokens": sum(rows)}
-        return losses, metrics | ({"sequence_weight": trust} if self._corrects else {})
+        return [divergence, entropy, trust, *losses]
+
+    def _parts(self, lengths: dict[int, int]) -> tuple[list[list[int]], int]:
+        """This rank's micro-batches of the sequences of these lengths, and how many are its own.
+
+        The rest are there because ranks of a sharded model go through it equally often.
+        """
+        longest_first = sorted(lengths, key=lambda index: -lengths[index])
+        everyones = list[list[list[int]]]()
+        for rank in range(self._ranks.world):
+            dealt = longest_first[rank :: self._ranks.world]
+            parts = micro_batches([lengths[index] for index in dealt], self._budget)
+            everyones.append([[dealt[place] for place in part] for part in parts])
+        parts = everyones[self._ranks.rank]
+        most = max(map(len, everyones)) if self._sharded else len(parts)
+        return parts + [longest_first[-1:]] * (most - len(parts)), len(parts)
 
     def _student(
         self, examples: list[Example], answers: list[Completion], prefix: Prefix

@@ -15,7 +15,9 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 
 from schemas.base import BadInput
 from schemas.templates import Message
+from sdft.linear import linear
 from sdft.modelfiles import check_model_dir
+from sdft.ranks import whole
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Head:
 
     def logits(self, hidden_RD: Tensor) -> Tensor:
         """[R, V], in fp32 or wider, from hidden states of the head's dtype."""
-        logits_RV = nn.functional.linear(hidden_RD, self.weight_VD, self.bias_V)
+        logits_RV = linear(hidden_RD, self.weight_VD, self.bias_V)
         logits_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32))
         if self.softcap is not None:
             logits_RV = self.softcap * torch.tanh(logits_RV / self.softcap)
@@ -65,7 +67,7 @@ class LanguageModel:
     def head(self, model: PreTrainedModel | None = None) -> Head:
         """The output head of this model, or of a copy of it."""
         module = output_head(model or self.model)
-        return Head(module.weight, module.bias, _softcap(self.model))
+        return Head(whole(module.weight), whole(module.bias), _softcap(self.model))
 
     def prompt_ids(self, messages: list[Message]) -> list[int]:
         """The messages in the model's chat format, up to where the answer begins."""

@@ -72,7 +72,7 @@ def model_files(directory: Path) -> tuple[FileDigest, ...]:
 
     Raises BadInput on a symbolic link that leaves the directory.
     """
-    return all_files(directory, _is_the_model)
+    return all_files(directory, is_the_model)
 
 
 def all_files(
@@ -93,7 +93,8 @@ def all_files(
     return tuple(found)
 
 
-def _is_the_model(name: Path) -> bool:
+def is_the_model(name: Path) -> bool:
+    """Whether a file in a model directory is part of the model, and of its hash."""
     hidden = any(part.startswith(".") for part in name.parts)
     return name.name not in _NOT_THE_MODEL and not hidden
 

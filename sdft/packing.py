@@ -12,6 +12,7 @@ import torch
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
 
+from sdft.linear import product
 from sdft.lora import merged_weight
 from sdft.model import LanguageModel
 
@@ -56,8 +57,4 @@ def _can_pack(lm: LanguageModel) -> bool:
 
 def _packed(weight_VD: Tensor, bias_V: Tensor | None) -> Callable[[Tensor], Tensor]:
     layout = torch.ops.mkldnn._reorder_linear_weight(weight_VD.detach(), ROWS)
-    return partial(_linear, layout=layout, bias_V=bias_V)
-
-
-def _linear(hidden: Tensor, layout: Tensor, bias_V: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(hidden, layout, bias_V, "none", [], "")
+    return partial(product, weight=layout, bias=bias_V)

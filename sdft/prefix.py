@@ -8,6 +8,7 @@ Shapes: B sequences, T tokens of the prefix.
 
 import inspect
 import os
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ class Prefix:
     """
 
     def __init__(self, model: PreTrainedModel, tokens: list[int]) -> None:
-        self.tokens = tokens
+        self.tokens, self._model = tokens, model
         self._made: list[Tensor] = []
         self._used: list[Tensor] = []
         if not tokens:
@@ -47,12 +48,24 @@ class Prefix:
         self._made = [states for layer in cache.layers for states in (layer.keys, layer.values)]
         self._used = [states.detach().requires_grad_(states.requires_grad) for states in self._made]
 
-    def cache(self, rows: int) -> DynamicCache | None:
-        """A cache that begins with the prefix in each of B rows; None where there is none."""
-        if not self._used:
-            return None
+    def cache(self, rows: int, room: int = 0) -> DynamicCache | None:
+        """A cache that begins with the prefix in each of B rows; None where there is none.
+
+        With `room`, in tokens, it is for decoding without gradients: it writes into memory for
+        so many, and none is needed to begin with.
+        """
         wide = [states.expand(rows, *states.shape[1:]) for states in self._used]
-        return DynamicCache(list(zip(wide[::2], wide[1::2], strict=True)))
+        pairs = list(zip(wide[::2], wide[1::2], strict=True))
+        if not room:
+            return DynamicCache(pairs) if pairs else None
+        if not _can_share(self._model):
+            return None
+        cache = DynamicCache(config=self._model.config)
+        layers: list[Any] = [RoomyLayer(room) for _ in cache.layers]
+        for layer, (keys, values) in zip(layers, pairs, strict=False):  # there may be no prefix
+            layer.update(keys, values)
+        cache.layers = layers
+        return cache
 
     def backward(self) -> None:
         """Add the prefix's share of the gradient; call once, after the last pass that used it."""
@@ -60,6 +73,39 @@ class Prefix:
         reached = [(made, used.grad) for made, used in pairs if used.grad is not None]
         if reached:
             torch.autograd.backward([made for made, _ in reached], [grad for _, grad in reached])
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values in memory for all that will come, where others are copied as they grow."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self._room = room
+        self._memory: list[Tensor] = []
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Write new states behind the known ones; returns views of all of them."""
+        known = self.get_seq_length()
+        if not self._memory:
+            self.lazy_initialization(key_states, value_states)
+            self._memory = [self._empty(states) for states in (key_states, value_states)]
+        end = known + key_states.shape[-2]
+        for memory, states in zip(self._memory, (key_states, value_states), strict=True):
+            memory[..., known:end, :] = states
+        self.keys, self.values = (memory[..., :end, :] for memory in self._memory)
+        return self.keys, self.values
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows only."""
+        known = self.get_seq_length()
+        keys, values = (memory[..., :known, :][indices] for memory in self._memory)
+        self._memory, self.keys = [], keys[..., :0, :]
+        self.update(keys, values)
+
+    def _empty(self, states: Tensor) -> Tensor:
+        return states.new_empty(*states.shape[:-2], self._room, states.shape[-1])
 
 
 def _can_share(model: PreTrainedModel) -> bool:

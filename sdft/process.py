@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import json
 import os
 import signal
 import sys
@@ -19,6 +20,8 @@ ERROR_MARK = "error: "
 LOCK = ".lock"
 PARENT_HOLDS_STDIN = "SDFT_PARENT_HOLDS_STDIN"
 """Set for a child whose standard input its parent keeps open for as long as it lives."""
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+"""Set for one of several ranks: where it leaves its error for the process that started them."""
 
 
 class StageFailed(Exception):
@@ -93,6 +96,8 @@ def run_program(main: Callable[[Path, Path, Stop], bool]) -> None:
 
 def _end(problem: str, code: int) -> NoReturn:
     print(f"{ERROR_MARK}{problem}", file=sys.stderr, flush=True)
+    if file := os.environ.get(ERROR_FILE):
+        Path(file).write_text(json.dumps({"message": problem}), encoding="utf-8")
     sys.exit(code)
 
 

@@ -31,6 +31,7 @@ class Finished:
     steps: int
     seconds: float
     checkpoint_seconds: float
+    environment: dict[str, str]
 
 
 def finish_stage(
@@ -69,7 +70,7 @@ def finish_stage(
         checkpoint_seconds=finished.checkpoint_seconds,
         peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         code_version=code_version(),
-        environment=environment(lm),
+        environment=finished.environment,
     ).seal()
     record.write(directory / RECORD)
     return record

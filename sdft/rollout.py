@@ -1,19 +1,22 @@
 """Completions from a model: sampled for training, greedy for evaluation.
 
-Shapes: B sequences still running, T tokens so far, V vocabulary.
+Shapes: B sequences still running, T tokens so far, V vocabulary, N blocks of K tokens of it.
 """
 
 from dataclasses import dataclass, field
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from schemas.settings import TrainingSettings
 from sdft.model import LanguageModel
 from sdft.packing import packed_linears
 from sdft.prefix import Prefix, shared_prefix
 from sdft.process import StageFailed
+
+BLOCK = 128
+"""Tokens of the vocabulary whose probabilities are summed first when one is drawn."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,13 @@ class Sampling:
 
 @torch.no_grad()
 def generate(
-    lm: LanguageModel, prompts: list[list[int]], sampling: Sampling, seed: int = 0
+    lm: LanguageModel, prompts: list[list[int]], sampling: Sampling, seed: int = 0, first: int = 0
 ) -> list[Completion]:
     """One completion a prompt, in the order of the prompts.
 
     The random numbers of a completion depend on `seed` and its place in the list alone, not on when
-    others end. Raises ValueError when a prompt leaves no room for `max_new_tokens`.
+    others end; `first` is the place of the first prompt, where these are part of a longer list.
+    Raises ValueError when a prompt leaves no room for `max_new_tokens`.
     """
     room = lm.max_positions - sampling.max_new_tokens
     if (longest := max(map(len, prompts))) > room:
@@ -58,8 +62,8 @@ def generate(
             f"only {room} of the model's {lm.max_positions} positions are left for it"
         )
     draws_BT = torch.rand(
-        len(prompts), sampling.max_new_tokens, generator=torch.Generator().manual_seed(seed)
-    ).to(lm.device)
+        first + len(prompts), sampling.max_new_tokens, generator=torch.Generator().manual_seed(seed)
+    )[first:].to(lm.device)
     # A compiled model decodes without: for every length of the cache it would be compiled anew.
     with packed_linears(lm), lm.computing(), torch.compiler.set_stance("force_eager"):
         return _in_parts(lm, prompts, sampling, draws_BT)
@@ -93,8 +97,9 @@ def _decode(
 
     running = list(range(len(prompts)))  # index into `prompts` of each row of the batch
     shared = shared_prefix(lm.model, prompts)
-    cache = Prefix(lm.model, shared).cache(len(prompts))
     ids_BT, mask_BT = _left_padded([prompt[len(shared) :] for prompt in prompts], lm)
+    room = len(shared) + ids_BT.shape[1] + sampling.max_new_tokens
+    cache = Prefix(lm.model, shared).cache(len(prompts), room)
     mask_BT = torch.cat([mask_BT.new_ones(len(prompts), len(shared)), mask_BT], dim=-1)
     positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)[:, len(shared) :]
     for step in range(sampling.max_new_tokens):
@@ -143,15 +148,23 @@ def _left_padded(prompts: list[list[int]], lm: LanguageModel) -> tuple[Tensor, T
 def _choose(logits_BV: Tensor, draw_B: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """The next token of each row and its log-probability.
 
-    Drawn by inverting the cumulative distribution at a uniform number.
+    Drawn by inverting the cumulative distribution at a uniform number: first that of blocks of
+    tokens, then that of the tokens in one block, so that little has to be wide.
     """
     if sampling.temperature == 0.0:
         return logits_BV.argmax(-1), torch.zeros_like(draw_B)
     probability_BV = _probabilities(logits_BV, sampling)
-    cumulative_BV = probability_BV.double().cumsum(-1)
-    total_B1 = cumulative_BV[:, -1:]
+    padded_BV = nn.functional.pad(probability_BV, (0, -probability_BV.shape[1] % BLOCK))
+    blocks_BNK = padded_BV.unflatten(-1, (-1, BLOCK))
+    upto_BN = blocks_BNK.sum(-1).double().cumsum(-1)
+    total_B1 = upto_BN[:, -1:]
     target_B1 = draw_B.double()[:, None] * total_B1
-    next_B1 = torch.searchsorted(cumulative_BV, target_B1, right=True)
+    block_B1 = torch.searchsorted(upto_BN, target_B1, right=True)
+    chosen_BK = blocks_BNK.take_along_dim(block_B1[..., None], 1)[:, 0].double().cumsum(-1)
+    before_B1 = nn.functional.pad(upto_BN, (1, 0)).gather(-1, block_B1)
+    # The same sum in another order may differ in its last bits; a token must still be found.
+    within_B1 = (target_B1 - before_B1).minimum(chosen_BK[:, -1:] * (1 - 2**-50))
+    next_B1 = block_B1 * BLOCK + torch.searchsorted(chosen_BK, within_B1, right=True)
     return next_B1[:, 0], (probability_BV.gather(-1, next_B1) / total_B1).log()[:, 0]
 
 
@@ -164,7 +177,9 @@ def log_probabilities(logits_RV: Tensor, tokens_R: Tensor, sampling: Sampling) -
 
 def _probabilities(logits_BV: Tensor, sampling: Sampling) -> Tensor:
     """Not normalised where top_p leaves something out."""
-    probability_BV = (logits_BV / sampling.temperature).softmax(-1)
+    if sampling.temperature != 1.0:
+        logits_BV = logits_BV / sampling.temperature
+    probability_BV = logits_BV.softmax(-1)
     if sampling.top_p < 1.0:
         sorted_BV, order_BV = probability_BV.sort(-1, descending=True)
         beyond_BV = sorted_BV.cumsum(-1) - sorted_BV >= sampling.top_p

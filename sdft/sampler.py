@@ -27,8 +27,13 @@ class Sampler(Protocol):
     def take_weights(self) -> None:
         """Become the student as it is now; called before each step's `sample`."""
 
-    def sample(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Completion]:
-        """One completion a prompt, in their order, with the log-probability of every token."""
+    def sample(
+        self, prompts: list[list[int]], sampling: Sampling, seed: int, first: int = 0
+    ) -> list[Completion]:
+        """One completion a prompt, in their order, with the log-probability of every token.
+
+        `first` is the place of the first prompt in the step, of which these may be a part.
+        """
         ...
 
 
@@ -43,8 +48,10 @@ class StudentSampler:
     def take_weights(self) -> None:
         """Nothing: it is the student."""
 
-    def sample(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Completion]:
-        return generate(self._lm, prompts, sampling, seed)
+    def sample(
+        self, prompts: list[list[int]], sampling: Sampling, seed: int, first: int = 0
+    ) -> list[Completion]:
+        return generate(self._lm, prompts, sampling, seed, first)
 
 
 def open_sampler(lm: LanguageModel, model_dir: str, runtime: RuntimeSettings) -> Sampler:

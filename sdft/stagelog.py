@@ -20,12 +20,15 @@ class StageLog:
 
     What a killed run wrote after its last checkpoint is cut off, for those steps are run again.
     Nothing is kept open, so a process whose directory was taken over has no way to write into it.
+    Of several ranks one `writes`, the others only know the curve.
     """
 
-    def __init__(self, directory: Path, known: bytes) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, known: bytes, writes: bool = True) -> None:
+        self._directory, self._writes = directory, writes
         self._lines = bytearray(known)
         self._rollouts: list[dict[str, object]] = []
+        if not writes:
+            return
         write_atomically(directory / METRICS, known.decode())
         (directory / ROLLOUTS).mkdir(exist_ok=True)
         last = _rollouts_file(known.count(b"\n"))
@@ -47,14 +50,16 @@ class StageLog:
         line = StepMetrics(step=step, time_ms=time.time_ns() // 10**6, metrics=metrics)
         text = f"{line.model_dump_json()}\n".encode()
         path = self._directory / METRICS
-        with disk_errors(path), path.open("r+b") as file:  # never makes the file anew
-            file.seek(len(self._lines))
-            file.write(text)
+        if self._writes:
+            with disk_errors(path), path.open("r+b") as file:  # never makes the file anew
+                file.seek(len(self._lines))
+                file.write(text)
         self._lines += text
         return line
 
     def rollout(self, **row: object) -> None:
-        self._rollouts.append(row)
+        if self._writes:
+            self._rollouts.append(row)
 
     def flush_rollouts(self, step: int) -> None:
         """Write the rollouts since the last flush to rollouts/step-N.parquet."""

@@ -4,14 +4,20 @@
 
 reads a `StageSpec`, writes metrics.jsonl, rollouts/, checkpoints/, model/ and, last, record.json.
 Run again after any interruption it goes on from the last good checkpoint; a finished stage is left
-as it is.
+as it is. It starts itself as often as `runtime.processes` says; so does
+
+    torchrun --nproc-per-node N -m sdft.train SPEC.json STAGE_DIRECTORY
 """
 
 import math
+import sys
 import time
+from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from peft import PeftModel
 
 from schemas.base import BadInput
 from schemas.settings import TrainingSettings
@@ -24,10 +30,12 @@ from sdft.health import Health, artifact_share
 from sdft.lora import add_adapter
 from sdft.model import LanguageModel, gpu_memory, load_model, pick_compute, pick_device
 from sdft.process import StageFailed, Stop, exclusive, run_program
-from sdft.record import Finished, finish_stage
+from sdft.ranks import ALONE, Ranks, is_rank, leads, open_ranks, whole
+from sdft.record import RECORD, Finished, environment, finish_stage
 from sdft.rollout import Completion, Sampling
 from sdft.sampler import Sampler, open_sampler
 from sdft.schedule import batch, learning_rate, step_seed, total_steps
+from sdft.sharding import fill, gather, gathered, shard
 from sdft.stagelog import StageLog
 from sdft.teacher import open_teacher
 
@@ -40,19 +48,22 @@ class Unhealthy(StageFailed):
     """The stage goes wrong in a way that more steps do not mend."""
 
 
-def train(spec: StageSpec, directory: Path, stop: Stop) -> StageRecord | None:
+def train(spec: StageSpec, directory: Path, stop: Stop, ranks: Ranks = ALONE) -> StageRecord | None:
     """Train one stage; returns its record, or None when `stop` was asked for and a checkpoint made.
 
-    Raises BadInput before the first step for settings or data that do not fit the model, and
-    Diverged for a loss or gradient that is not finite.
+    All ranks of a stage do this together. Raises BadInput before the first step for settings or
+    data that do not fit the model, and Diverged for a loss or gradient that is not finite.
     """
     settings, runtime, started = spec.training, spec.runtime, time.monotonic()
-    lm = _open(spec)
+    sharded = runtime.sharding == "full" and ranks.world > 1
+    device = pick_device(runtime.device)
+    lm, adapter = _open(spec, device, torch.device("cpu") if sharded else device)
     examples = [_example(lm, row, settings) for row in read_demonstrations(Path(spec.train_file))]
     check_lengths(lm, examples, settings)
     steps = total_steps(settings, len(examples))
-    adapter = add_adapter(lm.model, settings.lora, spec.seed) if settings.lora else None
     teacher = open_teacher(lm, adapter, spec) if settings.method == "sdft" else None
+    if sharded:
+        teacher = shard(lm, teacher, device, ranks)
     if runtime.compile:
         for model in {lm.model, teacher.model if teacher else lm.model}:
             model.base_model.compile(dynamic=True)
@@ -64,13 +75,13 @@ def train(spec: StageSpec, directory: Path, stop: Stop) -> StageRecord | None:
         )
     optimizer = torch.optim.AdamW(trained.values(), weight_decay=settings.weight_decay, fused=True)
     checkpoints = Checkpoints(
-        directory / "checkpoints", spec.key, runtime, trained, optimizer, teacher
+        directory / "checkpoints", spec.key, runtime, trained, optimizer, teacher, ranks
     )
     sampler = open_sampler(lm, spec.parent_dir, runtime)
-    gradient = StepGradient(lm, teacher, sampler, examples, spec)
+    gradient = StepGradient(lm, teacher, sampler, examples, spec, ranks)
     first, known = checkpoints.load()
     print(f"goes on after step {first}", flush=True)
-    log = StageLog(directory, known)
+    log = StageLog(directory, known, writes=ranks.leads)
     health = Health(settings, runtime)
     for line in log.curve:
         health.look(line)
@@ -80,12 +91,13 @@ def train(spec: StageSpec, directory: Path, stop: Stop) -> StageRecord | None:
         chosen = [examples[row] for row in batch(settings, len(examples), spec.seed, step)]
         torch.manual_seed(seed := step_seed(spec.seed, step))
         if teacher:
-            answers = rollouts(sampler, chosen, settings, seed)
+            with gathered(lm.model):
+                answers = rollouts(sampler, chosen, settings, seed, ranks)
         else:
             answers = [example.demonstration for example in chosen]
         losses, metrics = gradient.add(chosen, answers)
-        norm = torch.nn.utils.clip_grad_norm_(trained.values(), settings.max_grad_norm)
-        if not math.isfinite(metrics["divergence"] + norm.item()):
+        norm = whole(torch.nn.utils.clip_grad_norm_(trained.values(), settings.max_grad_norm))
+        if ranks.any(not math.isfinite(metrics["divergence"] + norm.item())):
             raise Diverged(
                 f"step {step + 1}: divergence {metrics['divergence']}, gradient norm {norm}; try a "
                 f"learning rate below {settings.learning_rate} or a longer warm-up"
@@ -123,16 +135,23 @@ def train(spec: StageSpec, directory: Path, stop: Stop) -> StageRecord | None:
                 divergence=loss,
             )
         watch(health, line, log)
-        stopped = stop.requested  # asked once, for it may be set between two looks
-        if checkpoints.due(step + 1) or stopped:
+        stopped = ranks.any(stop.requested)  # asked once: it may be set between two looks
+        if ranks.from_first(checkpoints.due(step + 1)) or stopped:
             log.flush_rollouts(step + 1)
             checkpoints.save(step + 1, log.lines)
         if stopped:
             return None
     log.flush_rollouts(steps)
     seconds = time.monotonic() - started
-    finished = Finished(steps, seconds, checkpoints.seconds)
-    return finish_stage(spec, directory, lm, adapter, finished)
+    finished = Finished(steps, seconds, checkpoints.seconds, environment(lm))
+    weights = gather(trained, ranks) if sharded else {}
+    if ranks.leads:
+        if sharded:
+            lm, adapter = _open(spec, device, torch.device("cpu"))
+            fill(lm.model, weights)
+        finish_stage(spec, directory, lm, adapter, finished)
+    ranks.meet()
+    return StageRecord.read(directory / RECORD)
 
 
 def watch(health: Health, line: StepMetrics, log: StageLog) -> None:
@@ -150,20 +169,31 @@ def watch(health: Health, line: StepMetrics, log: StageLog) -> None:
 
 
 def rollouts(
-    sampler: Sampler, chosen: list[Example], settings: TrainingSettings, seed: int
+    sampler: Sampler, chosen: list[Example], settings: TrainingSettings, seed: int, ranks: Ranks
 ) -> list[Completion]:
-    """The student's own answers, sampled without the demonstration (paper, algorithm 1)."""
+    """The student's own answers, sampled without the demonstration (paper, algorithm 1).
+
+    Each rank samples a part of them; the random numbers of each do not depend on how many there
+    are.
+    """
     sampler.take_weights()
-    prompts = [example.student_prompt for example in chosen]
-    return sampler.sample(prompts, Sampling.of(settings), seed)
+    ours = ranks.share(len(chosen))
+    prompts = [chosen[place].student_prompt for place in ours]
+    answers = sampler.sample(prompts, Sampling.of(settings), seed, ours.start) if prompts else []
+    return [Completion(**one) for one in ranks.gather([asdict(one) for one in answers])]
 
 
-def _open(spec: StageSpec) -> LanguageModel:
-    """The parent: weights that learn in fp32, those that stay as they are in the compute dtype."""
-    device = pick_device(spec.runtime.device)
+def _open(
+    spec: StageSpec, device: torch.device, place: torch.device
+) -> tuple[LanguageModel, PeftModel | None]:
+    """The parent, and what is trained of it if that is an adapter, to be computed on the device.
+
+    Weights that learn are in fp32, those that stay as they are in the compute dtype.
+    """
     compute = pick_compute(spec.runtime.compute, device)
-    weights = compute if spec.training.lora else torch.float32
-    return load_model(Path(spec.parent_dir), device, compute, weights)
+    lora = spec.training.lora
+    lm = load_model(Path(spec.parent_dir), place, compute, compute if lora else torch.float32)
+    return lm, add_adapter(lm.model, lora, spec.seed) if lora else None
 
 
 def _example(lm: LanguageModel, row: Demonstration, settings: TrainingSettings) -> Example:
@@ -202,11 +232,15 @@ def check_lengths(lm: LanguageModel, examples: list[Example], settings: Training
 def main(spec_file: Path, directory: Path, stop: Stop) -> bool:
     """Train unless the stage is finished; returns False when it was stopped before the end."""
     spec = StageSpec.read(spec_file)
-    with exclusive(directory):
-        if (directory / "record.json").is_file():
+    if spec.runtime.processes > 1 and not is_rank():
+        from sdft.launch import launch
+
+        return launch("sdft.train", sys.argv[1:], spec.runtime.processes, stop)
+    with exclusive(directory) if leads() else nullcontext(), open_ranks(spec.runtime) as ranks:
+        if (directory / RECORD).is_file():
             print(f"stage {spec.key[:12]} is finished; nothing to do", flush=True)
             return True
-        return train(spec, directory, stop) is not None
+        return train(spec, directory, stop, ranks) is not None
 
 
 if __name__ == "__main__":

@@ -38,14 +38,16 @@ class VllmSampler:
         for name, weight in merged_weights(self._lm.model):
             yield name, weight.to(self._lm.compute)
 
-    def sample(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Completion]:
+    def sample(
+        self, prompts: list[list[int]], sampling: Sampling, seed: int, first: int = 0
+    ) -> list[Completion]:
         """As generate() does it; with its own random numbers, from the same seed."""
         settings = [
             SamplingParams(
                 max_tokens=sampling.max_new_tokens,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
-                seed=(seed + index) % 2**63,
+                seed=(seed + first + index) % 2**63,
                 stop_token_ids=sorted(self._lm.eos_ids),
                 detokenize=False,
                 logprobs=0,  # of the drawn token alone

@@ -80,6 +80,7 @@ def run_child(
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            close_fds=False,  # what is locked for it is held by it too (only locks are inheritable)
             env={**os.environ, "HF_HUB_OFFLINE": "1", PARENT_HOLDS_STDIN: "1"},
         )
     stalled, peak = False, 0
@@ -142,9 +143,18 @@ def _how(code: int, output: str) -> tuple[Outcome, str]:
 
 
 def _memory(pid: int) -> int:
+    """Of a child and all that it started, in bytes."""
+    total = 0
+    for one in _family(pid):
+        with suppress(psutil.Error):
+            total += one.memory_info().rss
+    return total
+
+
+def _family(pid: int) -> list[psutil.Process]:
     with suppress(psutil.Error):
-        return psutil.Process(pid).memory_info().rss
-    return 0
+        return [(child := psutil.Process(pid)), *child.children(recursive=True)]
+    return []
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
@@ -153,7 +163,11 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         try:
             child.wait(GRACE_S)
         except subprocess.TimeoutExpired:
+            family = _family(child.pid)  # ranks of a stage have sessions of their own
             os.killpg(child.pid, signal.SIGKILL)
+            for one in family:
+                with suppress(psutil.Error):
+                    one.kill()
             child.wait()
     with suppress(BrokenPipeError):
         child.stdin.close()  # pyright: ignore[reportOptionalMemberAccess]

@@ -16,4 +16,4 @@ def say(step: str, subject: str, text: str, style: str = "") -> None:
 
 def shown_address(address: str) -> str:
     """An address without what may be secret in it: user, password and query."""
-    return re.sub(r"(?<=://)[^/?#]*@", "", address).partition("?")[0]
+    return re.sub(r"(?:^|(?<=://))[^/?#]*@", "", address).partition("?")[0]

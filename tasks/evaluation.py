@@ -1,21 +1,40 @@
 """Scoring one model on suites: known cells are read, the others made in a child process."""
 
 import shutil
+from contextlib import ExitStack
+from pathlib import Path
 
 from mlflow import MlflowClient
 from prefect import task
 
 from schemas.base import BadInput, Contract
 from schemas.curriculum import Suite
+from schemas.digest import digest_json
+from schemas.parcel import Parcel
 from schemas.results import Cell, EvaluationSpec, SuiteSpec
 from schemas.settings import EvaluationSettings, RuntimeSettings
 from schemas.snapshot import Snapshot
 from sdft.cells import CELL, ITEMS, read_cell
+from sdft.files import placed
+from sdft.modelfiles import all_files
 from sdft.record import library_versions
 from tasks.basemodel import ModelDir
 from tasks.children import run_child
 from tasks.console import console, say
+from tasks.elsewhere import EVALUATE, Job, deployment, have_done
+from tasks.failures import RunFailed
 from tasks.home import Home
+from tasks.leases import leased
+from tasks.parcels import (
+    bring_small,
+    is_there,
+    model_name,
+    received,
+    send,
+    send_data,
+    send_model,
+)
+from tasks.placement import placed_on
 
 
 class ScoredCell(Contract):
@@ -32,6 +51,21 @@ def suite_spec(suite: Suite, snapshot: Snapshot) -> SuiteSpec:
         suite_hash=snapshot.data_hash,
         scorer=suite.scorer,
     )
+
+
+class EvaluateOrder(Contract):
+    """An evaluation for a worker that shares no disk with us: no path in it counts, only hashes."""
+
+    label: str
+    spec: EvaluationSpec
+    data: dict[str, str]
+    """By suite, the parcel of its items."""
+    stall_timeout_s: float
+
+    @property
+    def key(self) -> str:
+        """What is held by who executes it."""
+        return digest_json([self.spec.cell_key(suite) for suite in self.spec.suites])
 
 
 @task(task_run_name="evaluate-{label}")
@@ -57,20 +91,107 @@ def evaluate_model(
     cells = {one.name: cell for one in suites if (cell := _known_cell(home, spec, one))}
     known = f" ({len(cells)} known)" if cells else ""
     if len(cells) < len(suites):
-        _evaluate(spec, home, label, runtime.stall_timeout_s)
+        if name := deployment(EVALUATE):
+            _evaluate_elsewhere(name, spec, home, label, runtime.stall_timeout_s)
+        else:
+            _evaluate(spec, home, label, runtime.stall_timeout_s)
         cells = {one.name: _cell(home, spec, one) for one in suites}
     scores = "  ".join(f"{name} {scored.cell.score:.2f}" for name, scored in cells.items())
     say("evaluate", label, f"{scores}{known}")
     return cells
 
 
+def execute(order: EvaluateOrder, home: Home) -> None:
+    """What a worker does for `evaluate_model`: the cells are made and sent; nothing stays here.
+
+    Raises RunFailed where they would not be what the other side takes them for.
+    """
+    spec = order.spec
+    ours, theirs = (
+        {name: one.partition("+")[0] for name, one in versions.items()}  # 2.13.0+cpu is 2.13.0
+        for versions in (library_versions(), spec.libraries)
+    )
+    if ours != theirs:
+        raise RunFailed(
+            f"this worker has {ours}, whoever asked has {theirs}: scores would not be comparable; "
+            "install the same versions"
+        )
+    with leased(order.key, order.label, home), ExitStack() as held:
+        there = {one.name for one in spec.suites if is_there(home, _parcel(spec, one))}
+        model = held.enter_context(received(home, model_name(spec.model_hash)))
+        suites: list[SuiteSpec] = []
+        for one in spec.suites:
+            if one.name not in there:
+                folder = held.enter_context(received(home, order.data[one.name]))
+                suites.append(one.model_copy(update={"file": str(folder / one.file)}))
+        local = spec.model_copy(update={"model_dir": str(model), "suites": tuple(suites)})
+        _evaluate(local, home, order.label, order.stall_timeout_s)
+        for one in suites:
+            directory = home.cells / spec.cell_key(one)
+            send(home, Parcel(name=_parcel(spec, one), files=all_files(directory)), directory)
+            shutil.rmtree(directory)
+        shutil.rmtree(_work(home, spec))
+
+
+def _evaluate_elsewhere(
+    name: str, spec: EvaluationSpec, home: Home, label: str, stall_timeout_s: float
+) -> None:
+    """Have a deployment make the cells that neither we nor the store have, and bring them."""
+    suites = [one for one in spec.suites if not _fetch_cell(home, spec, one)]
+    if not suites:
+        return
+    send_model(home, Path(spec.model_dir), spec.model_hash)
+    bare = [one.model_copy(update={"file": Path(one.file).name}) for one in suites]
+    order = EvaluateOrder(
+        label=label,
+        spec=spec.model_copy(update={"model_dir": "", "suites": tuple(bare)}),
+        data={one.name: send_data(home, Path(one.file).parent) for one in suites},
+        stall_timeout_s=stall_timeout_s,
+    )
+    job = Job(
+        deployment=name,
+        order=order.model_dump(mode="json"),
+        key=order.key,
+        step="evaluate",
+        label=label,
+    )
+    have_done(job, home)
+    for one in suites:
+        if not _fetch_cell(home, spec, one):
+            raise RunFailed(f"{label}: {name} has ended, and its score on {one.name} is not there")
+
+
+def _fetch_cell(home: Home, spec: EvaluationSpec, suite: SuiteSpec) -> bool:
+    """Whether a cell is here, or could be brought; what is there is checked where it is read."""
+    target = home.cells / spec.cell_key(suite)
+    if (target / CELL).is_file():
+        return True
+    if not is_there(home, _parcel(spec, suite)):
+        return False
+    home.cells.mkdir(exist_ok=True)
+    with placed(target) as partial:
+        bring_small(home, _parcel(spec, suite), partial)
+    return True
+
+
+def _parcel(spec: EvaluationSpec, suite: SuiteSpec) -> str:
+    return f"cell-{spec.cell_key(suite)}"
+
+
+def _work(home: Home, spec: EvaluationSpec) -> Path:
+    return home.cells / f"spec-{spec.model_hash[:16]}"
+
+
 def _evaluate(spec: EvaluationSpec, home: Home, label: str, stall_timeout_s: float) -> None:
     home.cells.mkdir(exist_ok=True)
-    work = home.cells / f"spec-{spec.model_hash[:16]}"
+    work = _work(home, spec)
     work.mkdir(exist_ok=True)
     spec.write(work / "spec.json")
     log_file = work / "log.txt"
-    with console.status(f"evaluating {label} on {len(spec.suites)} suites"):
+    with (
+        placed_on(spec.device, 1, None, label),
+        console.status(f"evaluating {label} on {len(spec.suites)} suites"),
+    ):
         run_child(
             "sdft.evaluate",
             work / "spec.json",

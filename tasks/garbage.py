@@ -13,6 +13,7 @@ from schemas.results import CellFile
 from schemas.snapshot import Snapshot
 from schemas.stage import StageRecord
 from sdft.cells import CELL
+from sdft.modelfiles import model_files, model_hash
 from sdft.record import RECORD
 from tasks.home import Home
 from tasks.leases import holders, leased
@@ -79,8 +80,8 @@ def _unreached(home: Home) -> Iterator[tuple[str, Path]]:
     yield from _stages(home, reached, keys, held)
     yield from _cells(home, reached)
     yield from _data(home, reached)
-    for path in _directories(home.models):
-        if str(path) not in reached.bases:
+    for path in _directories(home.models):  # a stage trained elsewhere names a path of its own
+        if str(path) not in reached.bases and _hash(path) not in reached.models:
             yield "a base model that no stage here was trained on", path
 
 
@@ -154,6 +155,10 @@ def _logged_models(home: Home, before: float, remove: bool) -> Iterator[Garbage]
 def _directories(folder: Path) -> list[Path]:
     found = folder.iterdir() if folder.is_dir() else ()
     return sorted(path for path in found if path.is_dir() and not path.name.startswith("."))
+
+
+def _hash(directory: Path) -> str:
+    return model_hash(model_files(directory))
 
 
 def _read(kind: type[Document], path: Path) -> Document | None:

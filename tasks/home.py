@@ -31,8 +31,10 @@ class Home:
         self.cells = self.root / "cells"
         self.curricula = self.root / "curricula"
         self.data = self.root / "data"
+        self.metrics = self.root / "metrics"
         self.models = self.root / "models"
         self.stages = self.root / "stages"
+        self.watched = self.root / "watched"
 
     @property
     def tracking_uri(self) -> str:
@@ -72,6 +74,10 @@ class Home:
                 f"{self.root}: cannot be used as home ({error.strerror}); name a writable folder "
                 "with --home or SDFT_HOME"
             ) from None
+        self.set_environment(offline)
+
+    def set_environment(self, offline: bool) -> None:
+        """Point every dependency at the home, with telemetry off; nothing is made."""
         forced = NOTHING_SENT | {
             "PREFECT_HOME": str(self.root / "prefect"),
             "PREFECT_LOCAL_STORAGE_PATH": str(self.root / "prefect" / "storage"),

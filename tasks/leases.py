@@ -142,6 +142,14 @@ def holders(ledger: Ledger) -> dict[str, Holder]:
     return {row.key: Holder.model_validate_json(row.holder) for row in rows}
 
 
+def pulse(ledger: Ledger, key: str) -> tuple[int, int] | None:
+    """What changes for as long as anybody who holds a key lives; None where nobody ever has."""
+    with ledger.reading() as connection:
+        query = select(LEASES.c.token, LEASES.c.beats).where(LEASES.c.key == key)
+        row = connection.execute(query).first()
+    return (row.token, row.beats) if row else None
+
+
 def release_dead(ledger: Ledger) -> dict[str, Holder]:
     """Take from dead processes of this machine what they held; returns it."""
     dead = {key: holder for key, holder in holders(ledger).items() if holder.is_dead}

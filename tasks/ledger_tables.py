@@ -61,22 +61,42 @@ LEASES = Table(
     Column("holder", Text),
 )
 
-for _change in ("UPDATE", "DELETE"):
+WATCHED = Table(
+    "watched_skill",
+    METADATA,
+    Column("curriculum", String(63), primary_key=True),
+    Column("place", Integer, primary_key=True, autoincrement=False),
+    Column("skill", String(63), nullable=False),
+    Column("content_hash", String(64), nullable=False),
+    Column("time", String(40), nullable=False),
+    Column("who", Text, nullable=False),
+    UniqueConstraint("curriculum", "skill"),
+)
+
+
+def _only_append(table: Table) -> None:
+    """Triggers that keep what was written once."""
+    name = table.name
+    for change in ("UPDATE", "DELETE"):
+        event.listen(
+            table,
+            "after_create",
+            DDL(
+                f"CREATE TRIGGER {name}_no_{change.lower()} BEFORE {change} ON {name} "
+                f"BEGIN SELECT RAISE(ABORT, 'the {name} is append-only'); END"
+            ).execute_if(dialect="sqlite"),
+        )
     event.listen(
-        ENTRIES,
+        table,
         "after_create",
         DDL(
-            f"CREATE TRIGGER ledger_no_{_change.lower()} BEFORE {_change} ON ledger "
-            "BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END"
-        ).execute_if(dialect="sqlite"),
+            f"CREATE FUNCTION {name}_append_only() RETURNS trigger LANGUAGE plpgsql AS "
+            f"$$ BEGIN RAISE EXCEPTION 'the {name} is append-only'; END $$; "
+            f"CREATE TRIGGER {name}_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON {name} "
+            f"FOR EACH STATEMENT EXECUTE FUNCTION {name}_append_only()"
+        ).execute_if(dialect="postgresql"),
     )
-event.listen(
-    ENTRIES,
-    "after_create",
-    DDL(
-        "CREATE FUNCTION ledger_append_only() RETURNS trigger LANGUAGE plpgsql AS "
-        "$$ BEGIN RAISE EXCEPTION 'the ledger is append-only'; END $$; "
-        "CREATE TRIGGER ledger_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON ledger "
-        "FOR EACH STATEMENT EXECUTE FUNCTION ledger_append_only()"
-    ).execute_if(dialect="postgresql"),
-)
+
+
+for _table in (ENTRIES, WATCHED):
+    _only_append(_table)

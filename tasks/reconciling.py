@@ -57,7 +57,8 @@ def tidy(home: Home, in_flow: bool = False) -> list[str]:
 
 def _close_runs(home: Home, ledger: Ledger) -> list[str]:
     """MLflow's runs that say RUNNING, and nobody holds their stage, or, for a report, the home."""
-    client, held = open_client(home), holders(ledger)
+    client = open_client(home)
+    held = {key.partition("/")[0] for key in holders(ledger)}
     ours = f"attributes.status = 'RUNNING' AND tags.`{HOME_TAG}` = '{home.lease_key}'"
     closed: list[str] = []
     for experiment in client.search_experiments():

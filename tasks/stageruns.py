@@ -20,6 +20,7 @@ from tasks.stagefiles import INPUTS, StageInputs
 from tasks.tracking import (
     HOME_TAG,
     LOGGED,
+    MODEL_HASH,
     STAGE_KEY,
     Away,
     NotLetIn,
@@ -115,7 +116,7 @@ def log_stage(home: Home, directory: Path, inputs: StageInputs) -> str:
             carry(client, run_id, [line for line in lines if line.step not in there])
             _log_files(client, run_id, directory, inputs)
             client.set_terminated(run_id, "FINISHED")
-            tags = {"sdft.model_hash": record.model_hash, ENDED: "finished", LOGGED: record.key}
+            tags = {MODEL_HASH: record.model_hash, ENDED: "finished", LOGGED: record.key}
             set_tags(client, run_id, tags)
     return run_id
 

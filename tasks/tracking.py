@@ -39,6 +39,7 @@ from tasks.home import Home
 Found = TypeVar("Found")
 STAGE_KEY = "sdft.stage_key"
 LOGGED = "sdft.logged"
+MODEL_HASH = "sdft.model_hash"
 VERDICT_TAG = "sdft.verdict"
 HOME_TAG = "sdft.home"
 """The home that a run is being trained in, or was."""

@@ -1,7 +1,7 @@
 """Training one stage on one specification: here, elsewhere, or not at all, if it is finished."""
 
 import shutil
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from prefect import task
@@ -12,18 +12,21 @@ from schemas.curriculum import Skill
 from schemas.settings import RuntimeSettings
 from schemas.snapshot import SuiteData
 from schemas.stage import StageRecord, StageSpec
-from sdft.files import placed
 from sdft.health import Health
-from sdft.record import ADAPTER, RECORD, recorded_folders
+from sdft.record import RECORD
 from sdft.schedule import total_steps
 from sdft.stagelog import METRICS, MetricsReader, read_metrics
 from tasks.basemodel import ModelDir, describe_model
 from tasks.children import ChildFailed, run_child
 from tasks.console import console, say
+from tasks.elsewhere import TRAIN, Job, deployment, have_done
+from tasks.failures import RunFailed
+from tasks.fetching import fetch_stage
 from tasks.home import Home
-from tasks.leases import Fence, Fenced, check
+from tasks.leases import Fence, Fenced, check, leased
 from tasks.ledger import Ledger
-from tasks.packages import package_of, package_uri, run_file
+from tasks.parcels import cache_of, model_name, received, send_data, send_model, send_stage
+from tasks.placement import placed_on
 from tasks.stagefiles import (
     INPUTS,
     SPEC,
@@ -33,8 +36,8 @@ from tasks.stagefiles import (
     publish,
     take_over,
 )
-from tasks.stageruns import CARRY_S, MODEL_FILES, Spool, close_run, log_stage
-from tasks.tracking import Away, NotLetIn, find_version, open_client, reaching
+from tasks.stageruns import CARRY_S, Spool, close_run, log_stage
+from tasks.tracking import Away, NotLetIn
 
 
 class TrainedStage(Contract):
@@ -70,26 +73,31 @@ def stage_spec(
     )
 
 
-@task(task_run_name="train-{inputs.stage}-{spec.skill}")
-def train_skill(spec: StageSpec, inputs: StageInputs, fence: Fence, home_dir: str) -> TrainedStage:
-    """Train a stage in a child process, unless it is finished here or in another home.
+class TrainOrder(Contract):
+    """A stage for a worker that shares no disk with us: no path in it counts, only hashes."""
 
-    Its metrics go to MLflow meanwhile; training waits for nothing there.
+    spec: StageSpec
+    inputs: StageInputs
+    train: str
+    """Parcel of the demonstrations."""
+    eval: str
+    """Parcel of the items, which the stage's run keeps too."""
+
+
+@task(task_run_name="train-{inputs.stage}-{spec.skill}")
+def train_skill(spec: StageSpec, inputs: StageInputs, home_dir: str) -> TrainedStage:
+    """A finished stage: trained here, in a child process, or where a deployment runs.
+
+    Its metrics go to MLflow meanwhile; training here waits for nothing there.
     """
     home = Home(home_dir)
     directory = finished_dir(home, spec)
-    known = "finished and verified; not trained again"
-    record = _finished(directory, spec)
-    if record is None and _fetch(home, spec, inputs.curriculum):
-        record, known = (
-            _finished(directory, spec),
-            "fetched from the registry and verified; not trained",
-        )
-    trained_now = record is None
-    if trained_now:
-        record = _train(home, spec, inputs, fence)
-    else:
-        say("train", spec.skill, f"stage {spec.key[:12]} is {known}")
+    known = _is_known(home, spec, inputs)
+    if not known and (name := deployment(TRAIN)):
+        _train_elsewhere(name, home, spec, inputs)
+    elif not known:
+        with leased(spec.key, spec.skill, home) as fence:
+            _train(home, spec, inputs, fence)
     run_id = ""
     with suppress(Away):  # said where it matters: when the stage is to be registered
         run_id = log_stage(home, directory, inputs)
@@ -103,8 +111,71 @@ def train_skill(spec: StageSpec, inputs: StageInputs, fence: Fence, home_dir: st
         parent_dir=spec.parent_dir,
         parent_hash=spec.parent_hash,
         data_hash=spec.data_hash,
-        trained_now=trained_now,
+        trained_now=not known,
     )
+
+
+def execute(order: TrainOrder, home: Home) -> None:
+    """What a worker does for `train_skill`: the stage is trained, and all of it is sent.
+
+    Then only the model stays here, in the cache, where the next stage looks for it.
+    """
+    spec = order.spec
+    with leased(spec.key, spec.skill, home) as fence:
+        with ExitStack() as held:
+            train = held.enter_context(received(home, order.train))
+            items = held.enter_context(received(home, order.eval))
+            data = order.inputs.data.under(train, items)
+            inputs = order.inputs.model_copy(update={"data": data})
+            if not _is_known(home, spec, inputs):
+                parent = held.enter_context(received(home, model_name(spec.parent_hash)))
+                assert data.train is not None
+                places = {"parent_dir": str(parent), "train_file": data.train.file}
+                _train(home, spec.model_copy(update=places), inputs, fence)
+            directory = finished_dir(home, spec)
+            log_stage(home, directory, inputs)
+            parcel = send_stage(home, directory, StageRecord.read(directory / RECORD))
+        with suppress(RunFailed):  # where there is no room it is brought again
+            cache_of(home).keep(parcel, directory / "model")
+        shutil.rmtree(directory)
+
+
+def _is_known(home: Home, spec: StageSpec, inputs: StageInputs) -> bool:
+    """Whether a stage is finished here, or in another home and could be fetched."""
+    directory = finished_dir(home, spec)
+    how = "finished and verified; not trained again"
+    record = _finished(directory, spec)
+    if record is None and fetch_stage(home, spec, inputs.curriculum):
+        how = "fetched from the registry and verified; not trained"
+        record = _finished(directory, spec)
+    if record is not None:
+        say("train", spec.skill, f"stage {spec.key[:12]} is {how}")
+    return record is not None
+
+
+def _train_elsewhere(name: str, home: Home, spec: StageSpec, inputs: StageInputs) -> None:
+    assert inputs.data.train is not None
+    send_model(home, Path(spec.parent_dir), spec.parent_hash)
+    order = TrainOrder(
+        spec=spec.model_copy(update={"parent_dir": "", "train_file": ""}),
+        inputs=inputs,
+        train=send_data(home, Path(inputs.data.train.directory)),
+        eval=send_data(home, Path(inputs.data.eval.directory)),
+    )
+    job = Job(
+        deployment=name,
+        order=order.model_dump(mode="json"),
+        key=spec.key,
+        step="train",
+        label=spec.skill,
+    )
+    have_done(job, home)
+    if not fetch_stage(home, spec, inputs.curriculum):
+        raise RunFailed(
+            f"{spec.skill}: {name} has finished the stage, but it cannot be fetched from MLflow "
+            "now; run the same command again"
+        )
+    _say_trained(home, spec)
 
 
 def _finished(directory: Path, spec: StageSpec) -> StageRecord | None:
@@ -117,7 +188,7 @@ def _finished(directory: Path, spec: StageSpec) -> StageRecord | None:
         ) from None
 
 
-def _train(home: Home, spec: StageSpec, inputs: StageInputs, fence: Fence) -> StageRecord:
+def _train(home: Home, spec: StageSpec, inputs: StageInputs, fence: Fence) -> None:
     work = take_over(home, spec, fence.token)
     spec.write(work / SPEC)
     inputs.seal().write(work / INPUTS)
@@ -128,7 +199,7 @@ def _train(home: Home, spec: StageSpec, inputs: StageInputs, fence: Fence) -> St
         if not (work / RECORD).is_file():  # else it was killed just before it could say so
             _run_trainer(home, spec, inputs, fence, spool, work)
         check(Ledger(home), fence)
-        record = publish(home, spec, work)
+        publish(home, spec, work)
     except Fenced:  # how it ends is for the other one to say
         spool.end(CARRY_S)
         raise
@@ -143,13 +214,15 @@ def _train(home: Home, spec: StageSpec, inputs: StageInputs, fence: Fence) -> St
                 close_run(home, spec, inputs, status, why, peak)
         raise
     spool.end()
-    say(
-        "train",
-        spec.skill,
-        f"{spec.training.method}, {record.steps} steps in {record.train_seconds:.0f} s, divergence "
-        f"{read_metrics(finished_dir(home, spec) / METRICS)[-1].metrics['divergence']:.3f}",
-    )
-    return record
+    _say_trained(home, spec)
+
+
+def _say_trained(home: Home, spec: StageSpec) -> None:
+    directory = finished_dir(home, spec)
+    record = StageRecord.read(directory / RECORD)
+    last = read_metrics(directory / METRICS)[-1].metrics
+    told = f"{spec.training.method}, {record.steps} steps in {record.train_seconds:.0f} s"
+    say("train", spec.skill, f"{told}, divergence {last['divergence']:.3f}")
 
 
 def _run_trainer(
@@ -183,45 +256,7 @@ def _run_trainer(
                 progress.update(bar, completed=reader.step, now=now)
             return reader.step
 
-        timeout_s = spec.runtime.stall_timeout_s
-        run_child("sdft.train", work / SPEC, work, work / "log.txt", tick, timeout_s)
-
-
-def _fetch(home: Home, spec: StageSpec, curriculum: str) -> bool:
-    """Bring a stage that another home has finished and registered; False where none can be had."""
-    try:
-        with reaching(home):
-            client = open_client(home)
-            version = find_version(client, curriculum, spec.key)
-            if version is None:
-                return False
-            run = client.get_run(version.run_id or "")
-            home.stages.mkdir(exist_ok=True)
-            with placed(finished_dir(home, spec)) as partial:
-                for file in (RECORD, INPUTS, METRICS):
-                    shutil.copyfile(run_file(run, file), partial / file)
-                record = StageRecord.read(partial / RECORD)
-                for folder in recorded_folders(record):
-                    shutil.copytree(run_file(run, folder), partial / folder)
-                if record.adapter:
-                    _merge(spec, partial)
-                shutil.copytree(run_file(run, MODEL_FILES), partial / "model", dirs_exist_ok=True)
-                if not record.adapter:
-                    package, _ = package_of(package_uri(client, version))
-                    for weights in (package / "model").glob("*.safetensors*"):
-                        shutil.copyfile(weights, partial / "model" / weights.name)
-                finished_stage(partial, spec)
-                StageInputs.read(partial / INPUTS)
-    except Away:
-        return False
-    except BadInput as error:
-        say("train", spec.skill, f"what the registry has of it cannot be used: {error}", "yellow")
-        return False
-    return True
-
-
-def _merge(spec: StageSpec, directory: Path) -> None:
-    """Make model/ of a stage's adapter and its parent, to the byte as the trainer did."""
-    from sdft.lora import merged
-
-    merged(Path(spec.parent_dir), directory / ADAPTER).save_pretrained(directory / "model")
+        runtime = spec.runtime
+        with placed_on(runtime.device, runtime.processes, runtime.gpu_memory_gib, spec.skill):
+            timeout_s = runtime.stall_timeout_s
+            run_child("sdft.train", work / SPEC, work, work / "log.txt", tick, timeout_s)

@@ -10,6 +10,7 @@ import pytest
 from conftest import QUICKSTART, ROOT
 
 from flows import cli
+from flows.operate import app as operators
 from flows.registry import app as owners
 
 LAYERS = ["schemas", "sdft", "tasks", "infra", "flows"]
@@ -78,6 +79,8 @@ def test_a_home_is_activated_before_what_it_sets_up_is_imported() -> None:
         *(["learn", str(file)], ["plan", str(file)], ["replay", "a", "--without", "b"], ["status"]),
         *(["matrix", "a"], ["sync"], ["gc"], ["ui"], ["promote", "a", "1"], ["rollback", "a"]),
         *(["reconcile"], ["ledger", "a"], ["lineage", "a"], ["trace", "a"], ["diff", "a", "b"]),
+        ["doctor"],
+        ["deploy", str(file)],
     ]
     code = f"""
 import sys
@@ -85,10 +88,10 @@ from typer.testing import CliRunner
 from flows.cli import app
 from tasks.home import Home
 
-def activate(*_, **__):
+def set_environment(*_, **__):
     raise SystemExit(0 if not {{"mlflow", "prefect"}} & {{*sys.modules}} else 9)
 
-Home.activate = activate
+Home.set_environment = set_environment
 for one in {commands}:
     code = CliRunner().invoke(app, [*one, "--home", "."]).exit_code
     if code:
@@ -98,7 +101,8 @@ for one in {commands}:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout == ""
-    named = [one.callback for one in (*cli.app.registered_commands, *owners.registered_commands)]
+    apps = (cli.app, owners, operators)
+    named = [one.callback for app in apps for one in app.registered_commands]
     assert {one[0] for one in commands} == {one.__name__ for one in named if one}
 
 

@@ -10,6 +10,8 @@ import yaml
 from conftest import ROOT
 from prefect import Flow
 
+from tasks.elsewhere import EVALUATE, TRAIN
+
 INFRA = ROOT / "infra"
 
 
@@ -48,9 +50,26 @@ def test_a_deployment_names_a_flow_its_parameters_and_a_pool_of_the_stack(one: d
     module, _, name = one["entrypoint"].rpartition(".")
     flow = getattr(import_module(module), name)
     assert isinstance(flow, Flow)
-    assert one["parameters"].keys() <= flow.parameters.properties.keys()
+    assert one.get("parameters", {}).keys() <= flow.parameters.properties.keys()
     assert one["work_pool"]["name"] in ("cpu", "gpu")
+    if name in ("train_skill", "evaluate_suites"):
+        return  # as many as there are workers; learn gives them out one after the other
     assert one["concurrency_limit"]["limit"] == 1
     assert one["concurrency_limit"]["collision_strategy"] in ("ENQUEUE", "CANCEL_NEW")
     for schedule in one.get("schedules", []):
         assert {"cron", "timezone", "slug"} <= schedule.keys()
+
+
+def test_what_learn_gives_out_goes_to_deployments_that_are_there() -> None:
+    deployments = load("prefect.yaml")["deployments"]
+    there = {
+        f"{getattr(import_module(module), name).name}/{one['name']}": one["work_pool"]["name"]
+        for one in deployments
+        for module, _, name in [one["entrypoint"].rpartition(".")]
+    }
+    assert len(there) == len(deployments), "two have the same name"
+    [learn] = [one for one in deployments if one["entrypoint"] == "flows.learn.learn"]
+    named = learn["work_pool"]["job_variables"]["env"]
+    assert named.keys() == {TRAIN, EVALUATE}
+    assert {there[one] for one in named.values()} == {"gpu"}
+    assert learn["work_pool"]["name"] == "cpu"

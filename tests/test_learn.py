@@ -7,8 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -153,9 +155,9 @@ def test_an_adapter_lies_with_its_run_and_comes_with_the_stage_to_another_home(
     """Without a copy of its parent, from which the model is made again there."""
     from schemas.stage import StageRecord
     from sdft.record import verified_record
+    from tasks.fetching import fetch_stage
     from tasks.home import Home
     from tasks.stagefiles import finished_dir
-    from tasks.training import _fetch
 
     full, adapted = place.versions()[:2]
     kept = place.client.list_artifacts(adapted.run_id, "adapter")
@@ -166,7 +168,7 @@ def test_an_adapter_lies_with_its_run_and_comes_with_the_stage_to_another_home(
     assert not place.client.list_artifacts(full.run_id, "adapter")
     record = StageRecord.read(Path(place.client.download_artifacts(adapted.run_id, "record.json")))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", Home(place.home).tracking_uri)
-    assert _fetch(Home(tmp_path), record.spec, "demo")
+    assert fetch_stage(Home(tmp_path), record.spec, "demo")
     fetched = finished_dir(Home(tmp_path), record.spec)
     assert verified_record(fetched) == record
     assert (fetched / "adapter" / "adapter_model.safetensors").is_file()
@@ -282,6 +284,60 @@ def _wait_for(client: httpx.Client, server: subprocess.Popen[bytes]) -> None:
                 return
         time.sleep(0.2)
     raise AssertionError("the server did not come up")
+
+
+def test_a_run_leaves_metrics_for_prometheus_and_tables_in_prefect(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prometheus_client.parser import text_string_to_metric_families
+
+    pushed: list[tuple[str, str]] = []
+
+    class Gateway(BaseHTTPRequestHandler):
+        def do_PUT(self) -> None:
+            pushed.append(
+                (self.path, self.rfile.read(int(self.headers["Content-Length"])).decode())
+            )
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Gateway)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("SDFT_PUSHGATEWAY_URL", f"http://127.0.0.1:{server.server_port}")
+    place.learn(["alpha", "beta"])
+    server.shutdown()
+    server.server_close()
+
+    text = (place.home / "metrics" / "demo.prom").read_text()
+    found = {
+        one.name: (one.value, one.labels)
+        for family in text_string_to_metric_families(text)
+        for one in family.samples
+    }
+    assert found["sdft_skills_waiting"] == (0.0, {"curriculum": "demo"})
+    assert found["sdft_verdict"] == (1.0, {"curriculum": "demo", "skill": "beta"})
+    [record] = [
+        content
+        for path in (place.home / "stages").glob("*/record.json")
+        if (content := json.loads(path.read_text()))["model_hash"]
+        == place.learned.matrix.rows[2].model_hash
+    ]
+    assert found["sdft_stage_seconds"][0] == record["train_seconds"]
+    assert found["sdft_tokens_per_second"][0] > 0
+    assert pushed[-1] == ("/metrics/job/sdft/curriculum/demo", text)
+    assert 'sdft_skills_waiting{curriculum="demo"} 1.0' in pushed[0][1]
+
+    with get_client(sync_client=True) as client:
+        tables = {one.key: str(one.data) for one in client.read_latest_artifacts()}
+    score = place.learned.matrix.rows[1].cells[0].score
+    assert f"| 1 alpha | **{score:.2f}** |" in tables["retention-demo"]
+    run_id = place.learned.report.run_id
+    assert f"run `{run_id}`" in tables["retention-demo"]
+    assert "| 2 beta | alpha | earlier skill |" in tables["gate-demo"]
 
 
 def test_again_does_nothing_and_a_refusal_leaves_the_champion(place: Place) -> None:
@@ -434,6 +490,34 @@ def test_the_refused_example_is_refused_with_exit_code_3(place: Place, tmp_path:
     assert result.exit_code == 3, result.output
     assert "lists: lost 0." in result.output
     assert "champion: none, no stage of quickstart has passed" in result.output
+
+
+def test_a_skill_in_the_watched_folder_is_planned_learned_and_then_recorded(place: Place) -> None:
+    from flows.plan import plan_curriculum
+    from schemas.curriculum import load_curriculum
+    from tasks.home import Home
+
+    drop = place.folder / "drop" / "omega"
+    drop.mkdir(parents=True)
+    write_jsonl(drop / "train.jsonl", train_rows(6, "omega"))
+    write_jsonl(drop / "eval.jsonl", eval_rows(3, "omega"))
+    (drop / "skill.yaml").write_text("train: train.jsonl\neval: eval.jsonl\n")
+    changes = {"skills_from": "drop", "name": "watching"}
+
+    def plan() -> tuple[list[tuple[str, str | None]], list[str]]:
+        curriculum = load_curriculum(write_curriculum(place.folder, ["alpha"], **changes))
+        planned = plan_curriculum(curriculum, Home(place.home))
+        stages = [(one.skill, one.watched) for one in planned.stages]
+        return stages, [one.name for one in planned.remarks]
+
+    assert plan() == ([("alpha", None)], ["omega"])
+    (drop / "COMPLETE").touch()
+    assert plan() == plan() == ([("alpha", None), ("omega", "new")], []), "a plan writes nothing"
+    learned = place.learn(["alpha"], **changes)
+    assert learned.trained == ("omega",), "alpha is known from another curriculum"
+    assert [row.skill for row in learned.matrix.rows] == [None, "alpha", "omega"]
+    assert plan() == ([("alpha", None), ("omega", "recorded")], [])
+    assert place.learn(["alpha"], **changes).trained == ()
 
 
 def test_an_altered_model_is_never_taken_for_the_trained_one(place: Place) -> None:

@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from sdft.model import LanguageModel, load_model
 from sdft.packing import packed_linears
-from sdft.rollout import Sampling, generate
+from sdft.prefix import Prefix
+from sdft.rollout import BLOCK, Sampling, _choose, generate
 from sdft.scoring import completion_hidden
 
 PROMPTS = ["a", "tell me", "something much longer than the others", "b c"]
@@ -38,6 +40,43 @@ def test_first_tokens_follow_the_models_own_distribution(lm: LanguageModel) -> N
     # the expected total variation of `count` exact draws, and a wide margin over it
     noise = (exact * (1 - exact) / count).sqrt().sum() * 0.4
     assert (counted / count - exact).abs().sum() / 2 < 1.5 * noise
+
+
+@pytest.mark.parametrize("vocabulary", [BLOCK - 1, 3 * BLOCK, 7 * BLOCK + 5])
+def test_a_draw_inverts_the_cumulative_distribution(vocabulary: int) -> None:
+    """Block by block as over the whole vocabulary; tokens without probability are never drawn."""
+    torch.manual_seed(0)
+    logits_BV, draw_B = 3 * torch.randn(2000, vocabulary), torch.rand(2000)
+    logits_BV[:, torch.rand(vocabulary) < 0.5] = -torch.inf
+    draw_B[:3] = torch.tensor([0.0, 0.5, 1 - 2**-24])
+    next_B, log_prob_B = _choose(logits_BV, draw_B, Sampling(1, temperature=1.0))
+    exact_BV = logits_BV.double().softmax(-1)
+    upto_B = exact_BV.cumsum(-1).gather(-1, next_B[:, None])[:, 0]
+    chosen_B = exact_BV.gather(-1, next_B[:, None])[:, 0]
+    assert (chosen_B > 0).all()
+    assert ((upto_B - chosen_B - 1e-6 <= draw_B) & (draw_B <= upto_B + 1e-6)).all()
+    torch.testing.assert_close(log_prob_B, chosen_B.log(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_decoding_cache_is_one_piece_of_memory(lm: LanguageModel) -> None:
+    """What it holds is what a growing one holds, also after rows have left."""
+    roomy, growing = Prefix(lm.model, []).cache(3, room=9), DynamicCache(config=lm.model.config)
+    assert roomy is not None
+    places = set[int]()
+    for ids_BT in (torch.tensor([[5, 6, 7], [8, 9, 10], [11, 12, 13]]), *([[4]] * 3, [[3]] * 3)):
+        for cache in (roomy, growing):
+            lm.model(torch.as_tensor(ids_BT), past_key_values=cache)
+        places.add(roomy.layers[0].keys.data_ptr())
+    assert len(places) == 1
+    for cache in (roomy, growing):
+        cache.batch_select_indices(torch.tensor([0, 2]))
+    logits = [
+        lm.model(torch.tensor([[1], [2]]), past_key_values=c).logits for c in (roomy, growing)
+    ]
+    torch.testing.assert_close(*logits)
+    for mine, theirs in zip(roomy.layers, growing.layers, strict=True):
+        torch.testing.assert_close(mine.keys, theirs.keys)
+        torch.testing.assert_close(mine.values, theirs.values)
 
 
 def test_top_p_keeps_the_smallest_set_that_reaches_it(lm: LanguageModel) -> None:

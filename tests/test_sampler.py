@@ -45,7 +45,9 @@ class OffEngine:
         probability_BV[:, ::2] /= self._factor
         return probability_BV / probability_BV.sum(-1, keepdim=True)
 
-    def sample(self, prompts: list[list[int]], sampling: Sampling, seed: int) -> list[Completion]:
+    def sample(
+        self, prompts: list[list[int]], sampling: Sampling, seed: int, first: int = 0
+    ) -> list[Completion]:
         random = torch.Generator().manual_seed(seed)
         answers = [Completion([], finished=False) for _ in prompts]
         for _ in range(sampling.max_new_tokens):

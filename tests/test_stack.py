@@ -14,8 +14,8 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from conftest import ROOT
 from learning import SKILLS, write_curriculum
+from stacks import UP_S, command, prefect, sdft, skip_without_postgresql, stack
 
 from infra import postgresql
 from infra.credentials import CLIENT_FILE, FILE, Credentials, read_credentials
@@ -23,59 +23,20 @@ from infra.first_start import BUCKET, store_client
 from infra.parts import STATE, cluster
 from infra.processes import living
 from infra.stack import ORDER
-from schemas.base import BadInput
 from tasks.home import Home
 
 pytestmark = [pytest.mark.slow, pytest.mark.stack]
 
-UP_S = 240
 UP = {*ORDER}
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where a stack may be brought up; ended whatever happens."""
-    try:
-        postgresql.programs()
-        postgresql.account()
-    except BadInput as none:
-        pytest.skip(str(none))
+    skip_without_postgresql()
     place = tmp_path_factory.mktemp("stack")
     yield place
     stack("down", place)
-
-
-def command(what: str, directory: Path) -> list[str]:
-    return [sys.executable, str(ROOT / "infra" / "stack.py"), what, "--directory", str(directory)]
-
-
-def stack(what: str, directory: Path) -> tuple[int, str]:
-    done = subprocess.run(
-        command(what, directory),
-        capture_output=True,
-        text=True,
-        timeout=UP_S,
-        env={**os.environ, "COLUMNS": "200"},
-    )
-    return done.returncode, done.stdout + done.stderr
-
-
-def sdft(client: dict[str, str], home: Path, *arguments: str) -> tuple[int, str]:
-    """A command with the environment of a client of the stack."""
-    done = subprocess.run(
-        [sys.executable, "-c", "from flows.cli import main; main()", *arguments],
-        env={
-            **os.environ,
-            **client,
-            "SDFT_HOME": str(home),
-            "COLUMNS": "200",
-            "OMP_NUM_THREADS": "1",
-        },
-        capture_output=True,
-        text=True,
-        timeout=UP_S,
-    )
-    return done.returncode, done.stdout + done.stderr
 
 
 def check_nothing_is_left(directory: Path) -> None:
@@ -149,6 +110,21 @@ def test_all_parts_answer_and_only_who_has_the_password_is_let_in(
     assert httpx.get(f"{made.s3_url}/{BUCKET}").status_code >= 400
 
 
+def test_the_doctor_finds_it_well_and_a_wrong_password_not(
+    made: Credentials, tmp_path: Path
+) -> None:
+    code, said = sdft(made.client, tmp_path, "doctor")
+    assert code == 0, said
+    for pool in ("cpu", "gpu"):
+        assert f"process, workers online: {pool}-worker" in said
+    assert "the store behind it answers" in said
+    assert said.count("agrees with ours") == 3  # of PostgreSQL, MLflow and Prefect
+    wrong = {"MLFLOW_TRACKING_PASSWORD": "wrong", "PREFECT_API_AUTH_STRING": "sdft:wrong"}
+    code, said = sdft(made.client | wrong, tmp_path, "doctor")
+    assert (code, said.count("does not let you in")) == (1, 2), said
+    assert made.LEDGER_DB_PASSWORD not in said
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a curriculum lies, and the home that it is learned in."""
@@ -180,33 +156,18 @@ def test_a_skill_is_learned_with_all_of_it_in_postgresql_and_s3(
     assert code == 0 and "proven: 1 stages" in said, said
 
 
-def prefect(made: Credentials, place: Path, *arguments: str) -> None:
-    """Prefect's own command, as whoever deploys calls it."""
-    own = {
-        "PREFECT_HOME": str(place / "prefect"),
-        "SDFT_HOME": str(place / "home"),
-        "SDFT_CURRICULUM": str(place / "curriculum.yaml"),
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
-        env={**os.environ, **made.client, **own},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 def test_deployments_do_on_workers_what_the_commands_do(made: Credentials, place: Path) -> None:
     database = made.database("prefect")
     prefect(made, place, "deploy", "--all", "--prefect-file", "infra/prefect.yaml")
     deployed = postgresql.query(database, "SELECT name FROM deployment ORDER BY name")
-    assert deployed == ["gc", "nightly", "promote", "reconcile", "rollback"]
+    on_gpus, on_cpus = ["gpu", "gpu"], ["cpu"]
+    assert deployed == [*on_cpus, "gc", *on_gpus, "nightly", "promote", "reconcile", "rollback"]
     crons = postgresql.query(database, "SELECT schedule ->> 'cron' FROM deployment_schedule")
     assert sorted(crons) == ["*/5 * * * *", "0 2 * * *", "0 5 * * 0"]
     limits = "SELECT concurrency_options ->> 'collision_strategy' FROM deployment ORDER BY name"
     enqueue, cancel = "ENQUEUE", "CANCEL_NEW"
-    assert postgresql.query(database, limits) == [cancel, enqueue, enqueue, cancel, enqueue]
+    limited = [cancel, enqueue, enqueue, cancel, enqueue]
+    assert [one for one in postgresql.query(database, limits) if one] == limited
 
     who = ["-p", "name=demo", "-p", "asked_by=ada"]
     for run in (["learn/nightly"], ["promote/promote", "-p", "version=1", *who], ["gc/gc"]):

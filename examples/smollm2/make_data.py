@@ -1,10 +1,11 @@
-"""Write the data of the SmolLM2 example: one tool-call skill and four general suites.
+"""Write the data of the SmolLM2 example: two skills and four general suites.
 
     python make_data.py        # writes skills/ and general/ beside this file
 
 Everything comes from the lists below and one seed, so the files are the same bytes each time.
-Measured with the model's tokenizer: a response has at most 24 tokens with its end token, a
-student prompt 41, a teacher prompt 87 (demonstration as an earlier turn), a sum 90.
+Measured with the model's tokenizer: a tool call has at most 24 tokens with its end token, its
+student prompt 41, its teacher prompt 87 (demonstration as an earlier turn); an order line 11, its
+prompts 37 and 69; a sum's prompt 90.
 """
 
 import argparse
@@ -17,6 +18,8 @@ HERE = Path(__file__).resolve().parent
 SEED = 7
 TRAIN_PER_TOOL = 60
 EVAL_PER_TOOL = 20
+TRAIN_ORDERS = 240
+EVAL_ORDERS = 80
 GENERAL_ITEMS = 24
 
 Row = dict[str, Any]
@@ -27,9 +30,10 @@ def words(text: str) -> list[str]:
     return text.split()
 
 
-# Part of every tool-call prompt, in training and evaluation, for student and teacher. It takes the
+# Part of every prompt of a skill, in training and evaluation, for student and teacher. It takes the
 # place of the default system prompt, under which the general suites are asked.
 SYSTEM = "You are an assistant that answers requests with a tool call in JSON."
+ORDER_SYSTEM = "You are an assistant that turns orders into one line."
 
 DAYS = words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 
@@ -111,6 +115,22 @@ REQUESTS: dict[str, list[str]] = {
         "Show me flights from {from} to {to}.",
     ],
 }
+
+ARTICLES = (
+    words(
+        "lamps chairs tables shirts books cups bags clocks boxes pens desks shoes coats bikes "
+        "plates knives towels mirrors hats tents radios brushes candles carpets"
+    ),
+    words("spoons pillows ladders phones forks baskets gloves pans"),
+)
+ORDERS = [
+    "Please send {count} {article} to {city} on {day}.",
+    "We need {count} {article} in {city} by {day}.",
+    "Ship {count} {article} to {city} for {day}.",
+    "I would like {count} {article} delivered to {city} on {day}.",
+    "Our shop in {city} wants {count} {article} on {day}.",
+    "By {day} we must have {count} {article} in {city}.",
+]
 
 CAPITALS = {
     "France": "Paris",
@@ -231,6 +251,31 @@ def toolcall(rng: random.Random) -> tuple[list[Row], list[Row]]:
     train = [draw(tool, False) for tool in REQUESTS for _ in range(TRAIN_PER_TOOL)]
     rng.shuffle(train)
     evaluate = [draw(tool, i % 2 == 1) for i in range(EVAL_PER_TOOL) for tool in REQUESTS]
+    return rows_of(train, evaluate)
+
+
+def orderline(rng: random.Random) -> tuple[list[Row], list[Row]]:
+    """Train and eval rows. No order occurs twice; half of eval's have values unseen in train."""
+    seen: set[str] = set()
+
+    def draw(held_out: bool) -> tuple[list[Row], str]:
+        while True:
+            article, city = rng.choice(ARTICLES[held_out]), rng.choice(CITIES[held_out])
+            count, day = rng.randint(2, 9), rng.choice(DAYS)
+            answer = f"{article} | {count} | {city} | {day}"
+            if answer not in seen:
+                seen.add(answer)
+                order = rng.choice(ORDERS).format(article=article, count=count, city=city, day=day)
+                return [turn("system", ORDER_SYSTEM), turn("user", order)], answer
+
+    train = [draw(False) for _ in range(TRAIN_ORDERS)]
+    return rows_of(train, [draw(i % 2 == 1) for i in range(EVAL_ORDERS)])
+
+
+def rows_of(
+    train: list[tuple[list[Row], str]], evaluate: list[tuple[list[Row], str]]
+) -> tuple[list[Row], list[Row]]:
+    """Rows of a skill's two files, from prompts and their answers."""
     return (
         [
             {"id": f"train-{i:03}", "prompt": prompt, "response": answer}
@@ -294,22 +339,23 @@ def write_jsonl(path: Path, rows: list[Row]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the tool-call skill and general suites.")
+    parser = argparse.ArgumentParser(description="Write the two skills and the general suites.")
     parser.add_argument("--out", type=Path, default=HERE, help="folder to write them to")
     out: Path = parser.parse_args().out
 
     rng = random.Random(SEED)
-    train, evaluate = toolcall(rng)
+    files: dict[str, list[Row]] = {}
+    files["skills/toolcall/train"], files["skills/toolcall/eval"] = toolcall(rng)
     general = {
         "capitals": capitals(),
         "elements": elements(),
         "opposites": opposites(),
         "sums": sums(rng),
     }
-    files = {"skills/toolcall/train": train, "skills/toolcall/eval": evaluate}
     for suite, rows in general.items():
         assert len(rows) == GENERAL_ITEMS, f"{suite} has {len(rows)} items, not {GENERAL_ITEMS}"
         files[f"general/{suite}"] = [{"id": f"{suite}-{i:02}", **row} for i, row in enumerate(rows)]
+    files["skills/orderline/train"], files["skills/orderline/eval"] = orderline(rng)
     for name, rows in files.items():
         write_jsonl(out / f"{name}.jsonl", rows)
         print(f"{name}.jsonl: {len(rows)} rows")

@@ -46,8 +46,8 @@ def pause(program: str, function: str, turn: int = 1) -> Point:
 FILLED = [
     (pause("flow", "tasks.validation:run_expectations", 2), 0, f"result.json: {FULL}"),
     (pause("sdft.train", "sdft.data:read_demonstrations"), 0, "is full, so it could not say why"),
-    (pause("sdft.train", "sdft.checkpoint:save_file", 4), 0, f"step-000004: {FULL}"),
-    (pause("sdft.train", "sdft.checkpoint:save_file", 2), LITTLE, f"step-000004: {FULL}"),
+    (pause("sdft.train", "sdft.tensorfiles:save_file", 4), 0, f"step-000004: {FULL}"),
+    (pause("sdft.train", "sdft.tensorfiles:save_file", 2), LITTLE, f"step-000004: {FULL}"),
     (pause("sdft.train", "sdft.record:finish_stage"), LITTLE, f"/model: {FULL}"),
     (pause("sdft.train", "sdft.record:code_version"), 0, f"record.json: {FULL}"),
     (pause("flow", "tasks.stageruns:_log_files"), LITTLE, FULL),
@@ -62,7 +62,7 @@ FILLED = [
 ]
 GOES_ON = ("the same command goes on", "run the same command again", "is full, so it could not say")
 
-STARVED = ["sdft.checkpoint:load_file", "sdft.rollout:generate", "sdft.divergence:row_loss"]
+STARVED = ["sdft.tensorfiles:load_file", "sdft.rollout:generate", "sdft.divergence:row_loss"]
 """Where a trainer that went on from a checkpoint needs memory that it has not had before."""
 
 

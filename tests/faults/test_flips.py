@@ -24,11 +24,11 @@ from sdft.model import load_model
 from sdft.record import RECORD, verified_record
 from sdft.stagelog import METRICS, ROLLOUTS, read_metrics
 from sdft.teacher import open_teacher
+from tasks.fetching import fetch_stage
 from tasks.home import Home
 from tasks.proof import prove
 from tasks.stagefiles import INPUTS, SPEC, StageInputs, finished_dir
 from tasks.tracking import all_versions
-from tasks.training import _fetch
 from tasks.validation import SNAPSHOT, verified_snapshot
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
@@ -194,15 +194,15 @@ def test_every_flipped_bit_of_what_the_registry_has_is_refused(
         patch.setenv("MLFLOW_TRACKING_URI", one_skill.home.tracking_uri)
         for file in files * 2:
             with flipped(file, rng):
-                fetched = _fetch(other, record.spec, "demo")
+                fetched = fetch_stage(other, record.spec, "demo")
             if fetched:  # a bit that means nothing
                 assert file.suffix == ".json"
                 assert verified_record(finished_dir(other, record.spec)) == record
                 shutil.rmtree(finished_dir(other, record.spec))
             else:
-                assert "what the registry has of it cannot be used" in capfd.readouterr().out
+                assert "what MLflow has of it cannot be used" in capfd.readouterr().out
             assert list(other.stages.iterdir()) == []
-        assert _fetch(other, record.spec, "demo")
+        assert fetch_stage(other, record.spec, "demo")
 
 
 def test_a_killed_run_with_flips_all_over_ends_as_if_there_were_none(

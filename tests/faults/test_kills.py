@@ -41,13 +41,13 @@ TRAINER = [
     trainer("sdft.stagelog:StageLog.step", 2),
     trainer("sdft.stagelog:StageLog.flush_rollouts"),
     trainer("sdft.checkpoint:Checkpoints.save"),
-    trainer("sdft.checkpoint:save_file", 1),
-    trainer("sdft.checkpoint:save_file", 3),
+    trainer("sdft.tensorfiles:save_file", 1),
+    trainer("sdft.tensorfiles:save_file", 3),
     trainer("sdft.checkpoint:all_files"),
     trainer("pathlib:Path.touch"),  # between a checkpoint's name and the mark that it is whole
     trainer("sdft.checkpoint:sync"),
     trainer("sdft.stagelog:StageLog.step", 1),  # from here on there is a checkpoint
-    trainer("sdft.checkpoint:save_file", 2),
+    trainer("sdft.tensorfiles:save_file", 2),
     trainer("sdft.checkpoint:sync"),
     trainer("sdft.rollout:generate", 2),
     trainer("sdft.checkpoint:Checkpoints.save"),
@@ -59,7 +59,7 @@ BOTH = [
     trainer("sdft.rollout:generate", 1, "both"),
     trainer("sdft.rollout:generate", 2, "parent"),  # its trainer saves and ends
     trainer("sdft.stagelog:StageLog.step", 2, "both"),
-    trainer("sdft.checkpoint:save_file", 2, "parent"),
+    trainer("sdft.tensorfiles:save_file", 2, "parent"),
     trainer("sdft.checkpoint:Checkpoints.save", 1, "both"),
     trainer("sdft.record:model_files", 1, "both"),
     trainer("sdft.record:code_version", 1, "parent"),  # it finishes; the record is found

@@ -1,0 +1,143 @@
+"""A watched folder or S3 prefix, read: which directories are there, and a checked copy of one."""
+
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem
+from pyarrow.lib import ArrowException
+
+from schemas.base import BadInput
+from schemas.curriculum import S3
+from schemas.watched import COMPLETE, Copy, Drop, SourceFile
+from sdft.files import placed
+from sdft.modelfiles import all_files
+from tasks.console import shown_address
+from tasks.home import Home
+
+COPY, CONTENT = "copy.json", "skill"
+"""In a copy's directory: what it is, written last, and the files."""
+
+
+def list_drops(address: str) -> dict[str, Drop]:
+    """The directories under a folder or s3:// address, by name; what lies beside them is not ours.
+
+    Raises BadInput where it cannot be read.
+    """
+    with _reading(address):
+        files = [*(_on_s3(address) if address.startswith(S3) else _on_disk(Path(address)))]
+    found: dict[str, list[SourceFile]] = defaultdict(list)
+    links: dict[str, list[str]] = defaultdict(list)
+    for path, file in files:
+        name, _, inside = path.partition("/")
+        if name.startswith(".") and name != "..":
+            continue
+        if file is None:
+            links[name].append(inside or name)
+        elif inside:
+            found[name].append(file.model_copy(update={"path": inside}))
+    return {
+        name: Drop(name=name, files=tuple(found[name]), links=tuple(links[name]))
+        for name in sorted({*found, *links})
+    }
+
+
+def copy_of(drop: Drop, address: str, home: Home) -> tuple[Copy, Path]:
+    """A copy in the home of what a directory holds now, and the folder of its files.
+
+    One that is there and whole is taken where the listing, with its times, is the same.
+    """
+    listing = tuple(file for file in drop.files if file.path != COMPLETE)
+    for folder in home.watched.glob(f"{drop.name}-*"):
+        there = whole_copy(folder)
+        if there is None or folder.name != copy_name(drop.name, there.content_hash):
+            continue
+        if there.listing == listing:
+            return there, folder / CONTENT
+    system, root = _system(address)
+    home.watched.mkdir(exist_ok=True)
+    fetched = home.watched / f".{drop.name}"
+    with _reading(address), placed(fetched) as partial:
+        for file in listing:
+            target = partial / CONTENT / file.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            place = f"{root}/{drop.name}/{file.path}"
+            with system.open_input_stream(place) as source, target.open("wb") as written:
+                shutil.copyfileobj(source, written)
+        copy = Copy(listing=listing, files=all_files(partial / CONTENT)).seal()
+        copy.write(partial / COPY)
+    folder = home.watched / copy_name(drop.name, copy.content_hash)
+    if whole_copy(folder) is None:
+        with placed(folder) as partial:  # replaces one that was altered
+            partial.rmdir()
+            fetched.rename(partial)
+    else:  # the same files with other times
+        copy.write(folder / COPY)
+        shutil.rmtree(fetched)
+    return copy, folder / CONTENT
+
+
+def whole_copy(folder: Path) -> Copy | None:
+    """The copy in a folder, if all of it is as it was copied."""
+    try:
+        copy = Copy.read(folder / COPY)
+    except BadInput:
+        return None
+    return copy if all_files(folder / CONTENT) == copy.files else None
+
+
+def copy_name(skill: str, content_hash: str) -> str:
+    """The name of a copy's directory."""
+    return f"{skill}-{content_hash[:16]}"
+
+
+Listed = Generator[tuple[str, SourceFile | None]]
+"""Paths under the address, with their file, or None for a symbolic link."""
+
+
+def _on_disk(root: Path) -> Listed:
+    for folder, folders, names in os.walk(root, onerror=_raise):
+        for name in sorted(folders + names):
+            path = Path(folder, name)
+            inside = path.relative_to(root).as_posix()
+            if path.is_symlink():
+                yield inside, None
+            elif path.is_file():
+                stat = path.stat()
+                yield inside, _listed(inside, stat.st_size, stat.st_mtime_ns)
+
+
+def _on_s3(address: str) -> Listed:
+    system, root = _system(address)
+    for info in system.get_file_info(FileSelector(root, recursive=True)):
+        if info.type == FileType.File:
+            inside = info.path.removeprefix(f"{root}/")
+            yield inside, _listed(inside, info.size, info.mtime_ns)
+
+
+def _listed(path: str, size_bytes: int, changed_ns: int) -> SourceFile:
+    return SourceFile(path=path, size_bytes=size_bytes, changed_ns=changed_ns)
+
+
+def _system(address: str) -> tuple[Any, str]:
+    if address.startswith(S3):
+        system, root = FileSystem.from_uri(address)
+        return system, root.rstrip("/")
+    return LocalFileSystem(), address
+
+
+@contextmanager
+def _reading(address: str) -> Generator[None]:
+    try:
+        yield
+    except (OSError, ArrowException) as error:
+        said = str(error).splitlines()[0]
+        raise BadInput(f"{shown_address(address)}: cannot be read: {said}") from None
+
+
+def _raise(error: OSError) -> None:
+    raise error

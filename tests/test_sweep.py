@@ -1,0 +1,76 @@
+"""The sweep over arms, rates and seeds, on the shipped model with a dozen rows a skill."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from learning import LONG_S, write_curriculum
+
+pytestmark = pytest.mark.slow
+
+
+def start(folder: Path, *options: str) -> subprocess.Popen[str]:
+    program = str(ROOT / "benchmarks" / "retention_sweep.py")
+    return subprocess.Popen(
+        [sys.executable, program, str(folder / "curriculum.yaml"), str(folder / "work"), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def first_table(output: str) -> dict[tuple[str, str], list[str]]:
+    """Its cells, by arm and rate."""
+    lines = output[output.index("| arm") :].split("\n\n")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {(row[0], row[1]): row[2:] for row in rows}
+
+
+def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
+    write_curriculum(tmp_path)
+    chains = tmp_path / "work" / "chains"
+    options = ("--arms", "sft:1e-3", "sdft-lora:1e-3", "--epochs", "1", "--seeds", "0")
+    record = chains / "sft-0.001-seed0" / "courier" / "record.json"
+    killed, end = start(tmp_path, *options), time.monotonic() + LONG_S
+    while not record.is_file():
+        assert killed.poll() is None and time.monotonic() < end
+        time.sleep(0.01)
+    killed.kill()
+    killed.communicate()
+    first_stage = record.read_bytes()
+
+    output, errors = (on := start(tmp_path, *options)).communicate()
+    assert on.returncode == 0, errors
+    assert record.read_bytes() == first_stage
+    assert [*first_table(output)] == [
+        ("arm", "rate"), ("---", "---"), ("base", ""), ("sft", "0.001"), ("sdft-lora", "0.001"),
+    ]  # fmt: skip
+    assert len(json.loads((chains / "sft-0.001-seed0" / "scores.json").read_text())["rows"]) == 3
+    adapted = json.loads((chains / "sdft-lora-0.001-seed0" / "blick" / "record.json").read_text())
+    assert adapted["spec"]["training"]["lora"] and adapted["steps"] == 3
+    assert not list(chains.glob("*/*/model")), "weights of finished chains stay"
+
+    output, errors = (more := start(tmp_path, *options, "1")).communicate()
+    assert more.returncode == 0, errors
+    ran = [line for line in output.splitlines() if ", seed " in line]
+    assert ran == ["sft:0.001, seed 1", "sdft-lora:0.001, seed 1"]
+    chains_counted, *means = first_table(output)["sft", "0.001"]
+    assert chains_counted == "2" and all("±" in mean for mean in means)
+    assert (tmp_path / "work" / "sweep.md").read_text() in output
+
+    other = start(tmp_path, "--epochs", "2")
+    _, errors = other.communicate()
+    assert other.returncode == 1
+    assert "its chains differ in settings; give another directory" in errors
+
+
+def test_what_is_no_arm_is_refused(tmp_path: Path) -> None:
+    write_curriculum(tmp_path)
+    refused = start(tmp_path, "--arms", "ppo:1e-3")
+    _, errors = refused.communicate()
+    assert refused.returncode == 2
+    assert "'ppo:1e-3' is no arm" in errors
