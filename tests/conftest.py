@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from stages import Case
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers or datasets are imported
+os.environ["PREFECT_LOGGING_LEVEL"] = "CRITICAL"  # before Prefect is, here or in a fork server
 
 import pytest
 import torch
@@ -124,7 +125,6 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{ROOT / 'tests'}:{ROOT}")
         patch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
-        patch.setenv("PREFECT_LOGGING_LEVEL", "CRITICAL")
         patch.setenv("MLFLOW_LOGGING_LEVEL", "WARNING")
         patch.setenv("SDFT_LEASE_S", "20")
         Learning.context.set_forkserver_preload(["learning", "flows.learn", "flows.show"])
