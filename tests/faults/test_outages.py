@@ -208,7 +208,7 @@ def processes_that_die(stage: Stage) -> None:
     assert place.join(process) == -signal.SIGKILL
     assert only_run(place).info.status == "RUNNING"
     assert prefect_states(stage.prefect, place)["learn"] == ["Failed", "Crashed", "Running"]
-    assert len(holders(Ledger(place.home))) == 2  # of the home and of the stage
+    assert len(holders(Ledger(place.home))) == 3  # of the home, the stage and its training
     dead, alive = (place.home.data / f"{PARTIAL}{pid}-x" for pid in (process.pid, os.getpid()))
     dead.mkdir()
     alive.mkdir()
