@@ -20,6 +20,12 @@ class Parcel(Contract):
         """What it takes where it has arrived."""
         return sum(one.size_bytes for one in (*self.files, *self.adapter))
 
+    @property
+    def sent_bytes(self) -> int:
+        """What travels, and lies in the store."""
+        sent = (one for one in self.files if not self.is_made(one))
+        return sum(one.size_bytes for one in (*sent, *self.adapter))
+
     def is_made(self, file: FileDigest) -> bool:
         """Whether a file comes from the adapter and its base."""
         return bool(self.adapter_of) and ".safetensors" in file.path

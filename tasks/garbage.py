@@ -18,8 +18,10 @@ from sdft.record import RECORD
 from tasks.home import Home
 from tasks.leases import holders, leased
 from tasks.ledger import Ledger
+from tasks.parcels import DATA, EXPERIMENT, all_parcels, model_name, remove_parcel
 from tasks.tracking import STAGE_KEY, all_pages, open_client
 from tasks.validation import SNAPSHOT
+from tasks.watched import recorded_copies
 
 Document = TypeVar("Document", bound=Contract)
 
@@ -64,7 +66,7 @@ def collect(home: Home, older_than_s: float, remove: bool) -> list[Garbage]:
             found.append(Garbage(what=what, path=name, size_bytes=_size(path)))
             if remove:
                 shutil.rmtree(path)
-    return found + list(_logged_models(home, before, remove))
+    return found + [*_logged_models(home, before, remove), *_parcels(home, remove)]
 
 
 def _unreached(home: Home) -> Iterator[tuple[str, Path]]:
@@ -80,6 +82,7 @@ def _unreached(home: Home) -> Iterator[tuple[str, Path]]:
     yield from _stages(home, reached, keys, held)
     yield from _cells(home, reached)
     yield from _data(home, reached)
+    yield from _watched(home, ledger)
     for path in _directories(home.models):  # a stage trained elsewhere names a path of its own
         if str(path) not in reached.bases and _hash(path) not in reached.models:
             yield "a base model that no stage here was trained on", path
@@ -125,6 +128,33 @@ def _data(home: Home, reached: _Reached) -> Iterator[tuple[str, Path]]:
             yield "a report on data that were refused", path
         elif snapshot is None or snapshot.data_hash not in reached.data:
             yield "data that no version rests on", path
+
+
+def _watched(home: Home, ledger: Ledger) -> Iterator[tuple[str, Path]]:
+    recorded = recorded_copies(ledger)
+    for path in _directories(home.watched):
+        if path.name not in recorded:
+            yield "a copy of a watched skill that is not recorded", path
+
+
+def _parcels(home: Home, remove: bool) -> Iterator[Garbage]:
+    """What has arrived: models that are registered, and data, which each sender has.
+
+    Only while no run is at work anywhere, since one may be about to fetch what it was sent.
+    """
+    ledger = Ledger(home)
+    if any(key != home.lease_key for key in holders(ledger)):
+        return
+    registered = {model_name(one.model_hash) for one in ledger.entries() if one.model_hash}
+    for parcel in all_parcels(home):
+        if parcel.name in registered or parcel.name.startswith(DATA):
+            yield Garbage(
+                what="a parcel that has arrived",
+                path=f"{EXPERIMENT}/{parcel.name}",
+                size_bytes=parcel.sent_bytes,
+            )
+            if remove:
+                remove_parcel(home, parcel.name)
 
 
 def _logged_models(home: Home, before: float, remove: bool) -> Iterator[Garbage]:

@@ -94,6 +94,7 @@ class Home:
             "PREFECT_LOGGING_LEVEL": "CRITICAL",
             "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
             "MLFLOW_LOGGING_LEVEL": "WARNING",
+            "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING": "true",
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "5",  # a minute: what is missed is brought later
             # A store behind MLflow's server may be out of reach for us; where it is not: true.
             "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",

@@ -29,6 +29,7 @@ from tasks.tracking import experiment, open_client, reaching
 EXPERIMENT = "sdft.parcels"
 """Whose artifacts they are; no curriculum can have this name."""
 LIST, FILES = "parcel.json", "files"
+DATA = "data-"
 Made = Mapping[str, Path]
 """Models that are at hand, by hash: a parent need not be brought to make a model of it."""
 
@@ -65,7 +66,7 @@ def send_stage(home: Home, directory: Path, record: StageRecord) -> Parcel:
 def send_data(home: Home, directory: Path) -> str:
     """Have a snapshot, with its validation, in the store; returns its parcel's name."""
     files = all_files(directory)
-    parcel = Parcel(name=f"data-{model_hash(files)}", files=files)
+    parcel = Parcel(name=f"{DATA}{model_hash(files)}", files=files)
     if not is_there(home, parcel.name):
         send(home, parcel, directory)
     return parcel.name
@@ -93,6 +94,22 @@ def is_there(home: Home, name: str) -> bool:
             return False
         listed = _store(home, name).list_artifacts()
     return any(Path(one.path).name == LIST for one in listed)
+
+
+def all_parcels(home: Home) -> list[Parcel]:
+    """What the store has, as it is listed there and unchecked. Raises Away."""
+    with reaching(home):
+        if open_client(home).get_experiment_by_name(EXPERIMENT) is None:
+            return []
+        names = sorted(Path(one.path).name for one in _store(home).list_artifacts())
+    return [_parcel(home, name) for name in names if is_there(home, name)]
+
+
+def remove_parcel(home: Home, name: str) -> None:
+    """Take a parcel out of the store; what is taken out halfway cannot be seen. Raises Away."""
+    with reaching(home):
+        _store(home, name).delete_artifacts(LIST)
+        _store(home, name).delete_artifacts()
 
 
 @contextmanager
@@ -157,10 +174,10 @@ def _merge(parent: Path, scratch: Path, entry: Path) -> None:
         weights.replace(entry / weights.name)
 
 
-def _store(home: Home, name: str) -> ArtifactRepository:
+def _store(home: Home, name: str = "") -> ArtifactRepository:
     client = open_client(home)
     found = client.get_experiment(experiment(client, home, EXPERIMENT))
-    place = f"{found.artifact_location}/{name}"
+    place = f"{found.artifact_location}/{name}".rstrip("/")
     return get_artifact_repository(place, home.tracking_uri, home.tracking_uri)
 
 

@@ -15,6 +15,7 @@ from sdft.stagelog import METRICS, MetricsReader, read_metrics
 from tasks.home import Home
 from tasks.leases import Fence, Fenced, check
 from tasks.ledger import Ledger
+from tasks.machine import MachineMetrics
 from tasks.packages import MODEL_FILES
 from tasks.stagefiles import INPUTS, StageInputs
 from tasks.tracking import (
@@ -63,7 +64,7 @@ class Spool:
         return not self._thread.is_alive()
 
     def _work(self) -> None:
-        pause, run_id, there = 0.0, None, set[int]()
+        pause, run_id, there, machine = 0.0, None, set[int](), None
         client, ledger = open_client(self._home), Ledger(self._home)
         while not self._ended.wait(pause):
             try:
@@ -73,9 +74,12 @@ class Spool:
                         client.update_run(run_id, "RUNNING")
                         set_tags(client, run_id, {HOME_TAG: self._home.lease_key})
                         there = _steps(client, run_id)
+                        machine = MachineMetrics(run_id, self._home.tracking_uri)
                     self._waiting += self._reader.new()
                     check(ledger, self._fence)
                     carry(client, run_id, [one for one in self._waiting if one.step not in there])
+                    if machine is not None and (sample := machine.new(self._reader.step)):
+                        client.log_batch(run_id, metrics=sample)
                 self._waiting, self.is_away, pause = [], False, CARRY_S
             except (Away, NotLetIn):
                 self.is_away, pause = True, min(max(2 * pause, CARRY_S), LONGEST_S)

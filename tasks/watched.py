@@ -94,6 +94,13 @@ def record_order(watched: Watched, home_dir: str) -> None:
         say("watch", one.skill, f"new; recorded as the next skill of {name}")
 
 
+def recorded_copies(ledger: Ledger) -> set[str]:
+    """The names of the directories with copies of recorded skills, of all curricula."""
+    with ledger.reading() as connection:
+        rows = connection.execute(select(WATCHED.c.skill, WATCHED.c.content_hash))
+        return {copy_name(row.skill, row.content_hash) for row in rows}
+
+
 def _order(connection: Connection, name: str) -> list[Recorded]:
     query = select(WATCHED.c.skill, WATCHED.c.content_hash).order_by(WATCHED.c.place)
     rows = connection.execute(query.where(WATCHED.c.curriculum == name))

@@ -90,8 +90,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     from tasks.home import Home
 
     Home(folder / "home").activate(offline=True)
-    with prefect_test_harness(server_startup_timeout=180):
-        yield Place(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
+        with prefect_test_harness(server_startup_timeout=180):
+            yield Place(folder)
 
 
 def test_one_version_a_stage_with_its_story_in_tags(place: Place) -> None:
@@ -120,6 +122,22 @@ def test_every_step_of_every_curve_is_there_once(place: Place) -> None:
         ):
             history = place.client.get_metric_history(version.run_id, f"train/{metric}")
             assert sorted(point.step for point in history) == [1, 2, 3, 4], metric
+
+
+def test_how_the_machine_fared_is_beside_the_curves(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.machine import MachineMetrics
+
+    for version in place.versions()[:2]:
+        for metric in ("cpu_utilization_percentage", "system_memory_usage_percentage"):
+            history = place.client.get_metric_history(version.run_id, f"system/{metric}")
+            assert history and all(0 <= point.value <= 100 for point in history), metric
+            assert {point.step for point in history} <= {0, 1, 2, 3, 4}, "as training has reached"
+    monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
+    machine = MachineMetrics("none", "sqlite://")
+    time.sleep(0.2)
+    assert machine.new(1) == []
 
 
 def test_runs_hold_settings_data_scores_and_artifacts(place: Place) -> None:

@@ -1,12 +1,17 @@
 """What gc may take, and what it must never touch."""
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 from registry_home import RegistryHome
 
+from schemas.stage import StageRecord
+from sdft.record import RECORD
 from tasks.garbage import collect
+from tasks.leases import leased
+from tasks.parcels import EXPERIMENT, all_parcels, model_name, send_data, send_stage
 from tasks.proof import prove
 
 
@@ -61,3 +66,28 @@ def test_what_nothing_reaches_is_told_with_its_size_and_removed_on_demand(
     assert found(place) == {}
     assert prove(home, "demo").stages == 2
     assert place.client.get_logged_model(foreign.model_id).model_id == foreign.model_id
+
+
+def test_a_parcel_goes_when_its_model_is_registered_and_nobody_is_at_work(
+    place: RegistryHome,
+) -> None:
+    """Those of models that are not registered yet are the only ones there are."""
+    home, lost = place.home, place.grow("c")
+    names = {
+        send_stage(home, path, StageRecord.read(path / RECORD)).name
+        for path in home.stages.iterdir()
+    }
+    mine = {model_name(lost.model.model_hash)}
+    data = send_data(home, home.data / "a-3")
+    with leased("another run", "demo", home):
+        assert not parcels(found(place, remove=True))
+    sizes = {one.path: one.size_bytes for one in collect(home, 0, remove=False)}
+    assert parcels(sizes) == names - mine | {data}
+    assert min(sizes.values()) > 0
+    assert parcels(found(place, remove=True)) == names - mine | {data}
+    assert {one.name for one in all_parcels(home)} == mine
+    assert [path.name for path in (home.artifacts / EXPERIMENT).iterdir()] == [*mine]
+
+
+def parcels(found: Iterable[str]) -> set[str]:
+    return {path.removeprefix(f"{EXPERIMENT}/") for path in found if path.startswith(EXPERIMENT)}

@@ -12,6 +12,7 @@ from sqlalchemy.exc import DatabaseError
 from schemas.base import BadInput
 from schemas.curriculum import Curriculum, load_curriculum
 from tasks.dropped import COPY, list_drops
+from tasks.garbage import collect
 from tasks.home import Home
 from tasks.ledger import Ledger
 from tasks.watched import OrderRaced, record_order, watch
@@ -133,6 +134,18 @@ def test_a_copy_that_was_altered_is_made_again(case: Case) -> None:
     Path(skill.train.path).write_bytes(good + b"{}\n")
     assert case.names() == ["refunds"]
     assert Path(skill.train.path).read_bytes() == good
+
+
+def test_a_copy_goes_that_became_no_skill_and_one_that_did_stays(case: Case) -> None:
+    drop(case.drops, "refunds")
+    case.record()
+    drop(case.drops, "returns")
+    assert case.names() == ["refunds", "returns"]
+    gone = [one.path for one in collect(case.home, 0, remove=True)]
+    [kept] = case.home.watched.glob("*-*")
+    assert kept.name.startswith("refunds-")
+    assert [path.partition("-")[0] for path in gone] == ["watched/returns"]
+    assert case.names() == ["refunds", "returns"], "it is copied again"
 
 
 def test_files_that_were_only_touched_are_not_copied_twice(case: Case) -> None:
