@@ -38,7 +38,7 @@ from schemas.curriculum import Curriculum, Skill, load_curriculum
 from schemas.digest import digest_json
 from schemas.results import EvaluationSpec, SuiteSpec
 from schemas.settings import LoraSettings
-from schemas.stage import StageSpec
+from schemas.stage import ALGORITHM_VERSION, StageSpec
 from sdft.data import data_hash, eval_table, read_items, read_rows, train_table, write_table
 from sdft.evaluate import evaluate
 from sdft.modelfiles import chat_template, convert_gguf, model_files, model_hash
@@ -139,7 +139,7 @@ def open_sweep(curriculum: Curriculum, work: Path, stop: Stop) -> Sweep:
         if not base.is_dir():
             convert_gguf(source, base)
     shared = {
-        "code": code_version(),
+        "algorithm": ALGORITHM_VERSION,
         "libraries": library_versions(),
         "base": model_hash(model_files(base)),
         "data": {name: digest for name, (_, digest) in train_files.items()}
@@ -225,7 +225,7 @@ def finish_chain(sweep: Sweep, arm: Arm, seed: int) -> None:
         if (directory / "scores.json").is_file():
             return
         print(f"{arm}, seed {seed}", flush=True)
-        result: dict[str, Any] = {"arm": str(arm), "seed": seed}
+        result: dict[str, Any] = {"arm": str(arm), "seed": seed, "code": code_version()}
         try:
             result["rows"] = run_chain(sweep, arm, seed)
         except StageFailed as failure:

@@ -129,10 +129,12 @@ def plan(curriculum_file: CurriculumFile, home: HomeOption = DEFAULT_HOME) -> No
     curriculum, opened = open_curriculum(curriculum_file, home)
     from flows.plan import plan_curriculum
     from flows.show import show_plan
-    from tasks.orchestration import start_own_prefect
+    from tasks.orchestration import reaching_prefect, start_own_prefect
 
-    start_own_prefect(opened)
-    show_plan(plan_curriculum(curriculum, opened))
+    with reaching_prefect():
+        start_own_prefect(opened)
+        planned = plan_curriculum(curriculum, opened)
+    show_plan(planned)
 
 
 @app.command()

@@ -10,10 +10,10 @@ from schemas.settings import GateSettings
 from schemas.watched import Remark
 from sdft.record import library_versions, verified_record
 from sdft.schedule import total_steps
-from tasks.basemodel import ModelDir, describe_model
+from tasks.basemodel import ModelDir
 from tasks.evaluation import suite_spec
 from tasks.home import Home
-from tasks.stagefiles import finished_dir
+from tasks.stagefiles import finished_dir, stage_model
 from tasks.training import stage_spec
 from tasks.verdicts import standing_verdict
 from tasks.watched import watch
@@ -60,12 +60,13 @@ def plan_curriculum(curriculum: Curriculum, home: Home) -> Plan:
         assert data.train is not None
         spec = stage_spec(skill, data, parent, curriculum.seed, curriculum.runtime)
         directory = finished_dir(home, spec)
+        record = verified_record(directory) if action == "reused" else None
         if action == "judged anew":
             action = "open"
-        elif action == "reused" and verified_record(directory) is None:
+        elif action == "reused" and record is None:
             action = "learned"
-        if action == "reused":
-            model = describe_model(directory / "model")
+        if record is not None:
+            model = stage_model(directory, record)
             judged_on = [skill, *kept, *curriculum.general]
             rules = _rules(model, judged_on, curriculum, prepared)
             standing = standing_verdict(home, curriculum.name, spec.key)

@@ -16,7 +16,7 @@ from sdft.health import Health
 from sdft.record import RECORD
 from sdft.schedule import total_steps
 from sdft.stagelog import METRICS, MetricsReader, read_metrics
-from tasks.basemodel import ModelDir, describe_model
+from tasks.basemodel import ModelDir
 from tasks.children import ChildFailed, run_child
 from tasks.console import console, say
 from tasks.elsewhere import TRAIN, Job, deployment, have_done
@@ -34,6 +34,7 @@ from tasks.stagefiles import (
     finished_dir,
     finished_stage,
     publish,
+    stage_model,
     take_over,
 )
 from tasks.stageruns import CARRY_S, Spool, close_run, log_stage
@@ -107,7 +108,7 @@ def train_skill(spec: StageSpec, inputs: StageInputs, home_dir: str) -> TrainedS
         key=spec.key,
         run_id=run_id,
         directory=str(directory),
-        model=describe_model(directory / "model"),
+        model=stage_model(directory, StageRecord.read(directory / RECORD)),
         parent_dir=spec.parent_dir,
         parent_hash=spec.parent_hash,
         data_hash=spec.data_hash,
