@@ -10,10 +10,10 @@ from schemas.settings import GateSettings
 from schemas.watched import Remark
 from sdft.record import library_versions, verified_record
 from sdft.schedule import total_steps
-from tasks.basemodel import ModelDir
+from tasks.basemodel import ModelDir, stage_model
 from tasks.evaluation import suite_spec
 from tasks.home import Home
-from tasks.stagefiles import finished_dir, stage_model
+from tasks.stagefiles import finished_dir
 from tasks.training import stage_spec
 from tasks.verdicts import standing_verdict
 from tasks.watched import watch

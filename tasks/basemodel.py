@@ -8,6 +8,7 @@ from prefect import task
 from schemas.base import BadInput, Contract
 from schemas.curriculum import HUB
 from schemas.digest import digest_file, digest_json
+from schemas.stage import StageRecord
 from sdft.modelfiles import chat_template, check_model_dir, convert_gguf, model_files, model_hash
 from tasks.console import say
 from tasks.home import Home
@@ -29,6 +30,13 @@ def describe_model(directory: Path) -> ModelDir:
         model_hash=model_hash(model_files(directory)),
         template_hash=digest_json(chat_template(directory)),
     )
+
+
+def stage_model(directory: Path, record: StageRecord) -> ModelDir:
+    """The same of a finished stage whose files were just verified; they are not read again."""
+    path = directory / "model"
+    template = digest_json(chat_template(path))
+    return ModelDir(path=str(path), model_hash=record.model_hash, template_hash=template)
 
 
 @task

@@ -9,13 +9,10 @@ import time
 from pathlib import Path
 
 from schemas.base import BadInput, Sealed, sync
-from schemas.digest import digest_json
 from schemas.snapshot import SuiteData
 from schemas.stage import StageRecord, StageSpec
-from sdft.modelfiles import chat_template
 from sdft.process import LOCK, is_locked
 from sdft.record import verified_record
-from tasks.basemodel import ModelDir
 from tasks.children import GRACE_S, POLL_S
 from tasks.home import Home
 
@@ -65,13 +62,6 @@ def finished_stage(directory: Path, spec: StageSpec) -> StageRecord | None:
     if record is not None and record.key != spec.key:
         raise BadInput(f"{directory}: holds another stage, {record.key[:12]}")
     return record
-
-
-def stage_model(directory: Path, record: StageRecord) -> ModelDir:
-    """The model of a stage whose files were just verified; they are not read a second time."""
-    path = directory / "model"
-    template = digest_json(chat_template(path))
-    return ModelDir(path=str(path), model_hash=record.model_hash, template_hash=template)
 
 
 def publish(home: Home, spec: StageSpec, work: Path) -> StageRecord:

@@ -16,7 +16,7 @@ from sdft.health import Health
 from sdft.record import RECORD
 from sdft.schedule import total_steps
 from sdft.stagelog import METRICS, MetricsReader, read_metrics
-from tasks.basemodel import ModelDir
+from tasks.basemodel import ModelDir, stage_model
 from tasks.children import ChildFailed, run_child
 from tasks.console import console, say
 from tasks.elsewhere import TRAIN, Job, deployment, have_done
@@ -34,7 +34,6 @@ from tasks.stagefiles import (
     finished_dir,
     finished_stage,
     publish,
-    stage_model,
     take_over,
 )
 from tasks.stageruns import CARRY_S, Spool, close_run, log_stage

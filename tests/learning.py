@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -98,6 +99,7 @@ def sdft(
     arguments: tuple[str, ...], home: Path, point: Point | None, variables: dict[str, str]
 ) -> None:
     """What `sdft` does, in a process of its own whose output goes to a file in the home."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal
     home.mkdir(exist_ok=True)
     with (home / "output.txt").open("a") as output:
         os.dup2(output.fileno(), 1)

@@ -75,7 +75,7 @@ def test_the_tables_are_made_once_and_entries_come_back_as_written(
     ledger: Ledger, tmp_path: Path
 ) -> None:
     names = set(inspect(ledger.engine).get_table_names())
-    assert names == {"ledger", "ledger_cursor", "lease"}
+    assert names == {"ledger", "ledger_cursor", "lease", "watched_skill"}
     written = ledger.append([registered("1"), promoted("1")], Champion())
     again = Ledger(Home(tmp_path))
     assert again.entries() == written
