@@ -43,6 +43,7 @@ bench: setup
 	$(BIN)/python benchmarks/retention_sweep.py examples/quickstart/curriculum.yaml .sdft/bench \
 		--arms sdft:2e-4 sft:2e-4 --seeds 0
 	$(BIN)/python benchmarks/durability.py
+	-$(BIN)/python benchmarks/orchestration.py # needs PostgreSQL
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python examples/smollm2/fetch_model.py
 	$(BIN)/python benchmarks/peer_loss.py
