@@ -118,6 +118,7 @@ def worker(made: Credentials, state: Path, pool: str) -> Part:
         | {
             "PREFECT_HOME": str(state / name),
             "PREFECT_RESULTS_DEFAULT_SERIALIZER": "json",
+            "PREFECT_WORKER_QUERY_SECONDS": "2",  # a stage waits for it twice; usual are 10
             "SDFT_HOME": str(state / f"{pool}-home"),
         },
         is_well=lambda: _is_online(made, pool, name),
