@@ -102,7 +102,7 @@ def all_parcels(home: Home) -> list[Parcel]:
         if open_client(home).get_experiment_by_name(EXPERIMENT) is None:
             return []
         names = sorted(Path(one.path).name for one in _store(home).list_artifacts())
-    return [_parcel(home, name) for name in names if is_there(home, name)]
+    return [_listed(home, name) for name in names if is_there(home, name)]
 
 
 def remove_parcel(home: Home, name: str) -> None:
@@ -134,6 +134,11 @@ def bring_small(home: Home, name: str, target: Path) -> None:
 def _parcel(home: Home, name: str) -> Parcel:
     if not is_there(home, name):
         raise RunFailed(f"{name} is not in MLflow's store; run the curriculum again to send it")
+    return _listed(home, name)
+
+
+def _listed(home: Home, name: str) -> Parcel:
+    """The list of a parcel that is there."""
     with reaching(home), _scratch(home) as scratch:
         _download(_store(home, name), LIST, scratch / LIST)
         return Parcel.read(scratch / LIST)
