@@ -58,6 +58,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Cost of orchestration.")
     parser.add_argument("--queued", type=int, default=500)
     arguments = parser.parse_args()
+    if arguments.queued < 1:
+        parser.error("--queued: at least one run")
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "stack"
         try:

@@ -5,9 +5,11 @@
     python examples/smollm2/fetch_model.py && python benchmarks/peer.py --model smollm2
 
 Same model, prompts, demonstrations and teacher prompts; one rollout a prompt, forward KL over the
-full vocabulary, a frozen teacher, AdamW in fp32. The arms take turns, each round in a process of
-its own, since memory that one has touched stays with its process. Working memory is the peak of a
-step beyond weights, gradients and optimizer state, which both need. The last line is JSON.
+full vocabulary, a frozen teacher, AdamW with weights in fp32. Our SFT, in the same rounds, learns
+answers that the model gave before, so that they are as long as those that SDFT samples. The arms
+take turns, each round in a process of its own, since memory that one has touched stays with its
+process. Working memory is the peak of a step beyond weights, gradients and optimizer state, which
+both need. The last line is JSON.
 """
 
 import argparse
@@ -52,6 +54,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="measured steps a round, after one")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--lora", action="store_true", help="train adapters, not all weights")
+    parser.add_argument("--bf16", action="store_true", help="products in bf16, in all arms")
     parser.add_argument("--arm", choices=ARMS, help="used by itself: one round of one arm")
     arguments = parser.parse_args()
     if arguments.arm:
@@ -68,7 +71,8 @@ def main() -> None:
 
 def one_round(arm: str, arguments: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, __file__, "--arm", arm, "--model", arguments.model]
-    command += ["--steps", str(arguments.steps), *(["--lora"] if arguments.lora else [])]
+    command += ["--steps", str(arguments.steps)]
+    command += ["--lora"] * arguments.lora + ["--bf16"] * arguments.bf16
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{arm} failed:\n{done.stderr[-3000:]}")
@@ -104,7 +108,8 @@ def report(found: dict[str, list[dict[str, Any]]], arguments: argparse.Namespace
         ]
     }
     ratios["sdft_over_sft"] = round(middle("ours", "step_s") / middle("ours-sft", "step_s"), 2)
-    print(json.dumps({"model": arguments.model, "lora": arguments.lora, **ratios}))
+    how = {"model": arguments.model, "lora": arguments.lora, "bf16": arguments.bf16}
+    print(json.dumps({**how, **ratios}))
 
 
 def rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -140,11 +145,12 @@ def run_ours(arguments: argparse.Namespace) -> dict[str, Any]:
     from sdft.process import Stop
     from sdft.stagelog import read_metrics
 
-    case, memory = CASES[arguments.model], Memory()
+    case, memory, is_sft = CASES[arguments.model], Memory(), arguments.arm == "ours-sft"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         parent = model_dir(arguments.model, folder)
-        table = train_table(rows(arguments))
+        learned = answered(parent, rows(arguments), case) if is_sft else rows(arguments)
+        table = train_table(learned)
         write_table(table, folder / "train.parquet")
         spec = StageSpec(
             skill="skill",
@@ -154,18 +160,18 @@ def run_ours(arguments: argparse.Namespace) -> dict[str, Any]:
             data_hash=data_hash(table),
             seed=0,
             training=TrainingSettings(
-                method="sft" if arguments.arm == "ours-sft" else "sdft",
+                method="sft" if is_sft else "sdft",
                 epochs=1,
                 prompts_per_step=int(case["prompts"]),
                 learning_rate=RATE,
                 warmup_steps=0,
-                max_new_tokens=int(case["tokens"]),
+                max_new_tokens=int(case["tokens"]) * (1 + is_sft),  # read again they may be longer
                 teacher_template=TEMPLATE,
                 lora=LoraSettings(rank=LORA["r"], alpha=LORA["lora_alpha"])
                 if arguments.lora
                 else None,
             ),
-            runtime=RuntimeSettings(),
+            runtime=RuntimeSettings(compute="bf16" if arguments.bf16 else "fp32"),
         )
         loaded: list[Any] = []
         noting(trainer, memory, loaded)
@@ -179,6 +185,23 @@ def run_ours(arguments: argparse.Namespace) -> dict[str, Any]:
     seconds = [count / line["tokens_per_s"] for count, line in zip(tokens, lines, strict=True)]
     found = result(memory, seconds, tokens, loaded[0])
     return {**found, "where": {**spent.a_step(len(lines)), **machine()}}
+
+
+def answered(parent: Path, chosen: list[dict[str, Any]], case: dict[str, Any]) -> list[Any]:
+    """The rows with the model's own answers in place of the demonstrations."""
+    import torch
+
+    from sdft.model import load_model
+    from sdft.rollout import Sampling, generate
+
+    lm = load_model(parent, torch.device("cpu"))
+    messages = [
+        one if isinstance(one, list) else [{"role": "user", "content": one}]
+        for one in (row["prompt"] for row in chosen)
+    ]
+    answers = generate(lm, [lm.prompt_ids(one) for one in messages], Sampling(case["tokens"], 1.0))
+    said = [lm.tokenizer.decode(one.tokens[: len(one.tokens) - one.finished]) for one in answers]
+    return [{**row, "response": text} for row, text in zip(chosen, said, strict=True)]
 
 
 class Measured(Exception):
@@ -249,7 +272,7 @@ def run_peer(arguments: argparse.Namespace) -> dict[str, Any]:
             save_strategy="no",
             report_to="none",
             use_cpu=True,
-            bf16=False,
+            bf16=arguments.bf16,
             gradient_checkpointing=arguments.arm == "peer-checkpointing",
             seed=0,
         )

@@ -8,11 +8,12 @@ from schemas.curriculum import Curriculum, Suite
 from schemas.results import EvaluationSpec, Verdict
 from schemas.settings import GateSettings
 from schemas.watched import Remark
-from sdft.record import library_versions, verified_record
+from sdft.record import library_versions
 from sdft.schedule import total_steps
 from tasks.basemodel import ModelDir, stage_model
 from tasks.evaluation import suite_spec
 from tasks.home import Home
+from tasks.seen import known_record
 from tasks.stagefiles import finished_dir
 from tasks.training import stage_spec
 from tasks.verdicts import standing_verdict
@@ -60,7 +61,7 @@ def plan_curriculum(curriculum: Curriculum, home: Home) -> Plan:
         assert data.train is not None
         spec = stage_spec(skill, data, parent, curriculum.seed, curriculum.runtime)
         directory = finished_dir(home, spec)
-        record = verified_record(directory) if action == "reused" else None
+        record = known_record(directory) if action == "reused" else None
         if action == "judged anew":
             action = "open"
         elif action == "reused" and record is None:

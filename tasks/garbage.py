@@ -146,15 +146,15 @@ def _parcels(home: Home, remove: bool) -> Iterator[Garbage]:
     if any(key != home.lease_key for key in holders(ledger)):
         return
     registered = {model_name(one.model_hash) for one in ledger.entries() if one.model_hash}
-    for parcel in all_parcels(home):
-        if parcel.name in registered or parcel.name.startswith(DATA):
+    for name, parcel in all_parcels(home).items():
+        if parcel is None or name in registered or name.startswith(DATA):
             yield Garbage(
-                what="a parcel that has arrived",
-                path=f"{EXPERIMENT}/{parcel.name}",
-                size_bytes=parcel.sent_bytes,
+                what="a parcel that has arrived" if parcel else "a part of a parcel",
+                path=f"{EXPERIMENT}/{name}",
+                size_bytes=parcel.sent_bytes if parcel else 0,
             )
             if remove:
-                remove_parcel(home, parcel.name)
+                remove_parcel(home, name)
 
 
 def _logged_models(home: Home, before: float, remove: bool) -> Iterator[Garbage]:

@@ -96,17 +96,20 @@ def is_there(home: Home, name: str) -> bool:
     return any(Path(one.path).name == LIST for one in listed)
 
 
-def all_parcels(home: Home) -> list[Parcel]:
-    """What the store has, as it is listed there and unchecked. Raises Away."""
+def all_parcels(home: Home) -> dict[str, Parcel | None]:
+    """What the store has by name, as it is listed there and unchecked. Raises Away.
+
+    None for what was not sent to its end, or was removed halfway.
+    """
     with reaching(home):
         if open_client(home).get_experiment_by_name(EXPERIMENT) is None:
-            return []
+            return {}
         names = sorted(Path(one.path).name for one in _store(home).list_artifacts())
-    return [_listed(home, name) for name in names if is_there(home, name)]
+    return {name: _listed(home, name) if is_there(home, name) else None for name in names}
 
 
 def remove_parcel(home: Home, name: str) -> None:
-    """Take a parcel out of the store; what is taken out halfway cannot be seen. Raises Away."""
+    """Take a parcel, or what there is of it, out of the store; its list goes first. Raises Away."""
     with reaching(home):
         _store(home, name).delete_artifacts(LIST)
         _store(home, name).delete_artifacts()

@@ -12,9 +12,9 @@ from schemas.base import BadInput, Sealed, sync
 from schemas.snapshot import SuiteData
 from schemas.stage import StageRecord, StageSpec
 from sdft.process import LOCK, is_locked
-from sdft.record import verified_record
 from tasks.children import GRACE_S, POLL_S
 from tasks.home import Home
+from tasks.seen import known_record
 
 SPEC, INPUTS = "spec.json", "inputs.json"
 
@@ -58,7 +58,7 @@ def finished_stage(directory: Path, spec: StageSpec) -> StageRecord | None:
 
     Raises BadInput where the directory holds another stage, or not what its record lists.
     """
-    record = verified_record(directory)
+    record = known_record(directory)
     if record is not None and record.key != spec.key:
         raise BadInput(f"{directory}: holds another stage, {record.key[:12]}")
     return record

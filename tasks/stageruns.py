@@ -10,13 +10,14 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from schemas.stage import StageRecord, StageSpec, StepMetrics
-from sdft.record import RECORD, recorded_folders, verified_record
+from sdft.record import RECORD, recorded_folders
 from sdft.stagelog import METRICS, MetricsReader, read_metrics
 from tasks.home import Home
 from tasks.leases import Fence, Fenced, check
 from tasks.ledger import Ledger
 from tasks.machine import MachineMetrics
 from tasks.packages import MODEL_FILES
+from tasks.seen import known_record
 from tasks.stagefiles import INPUTS, StageInputs
 from tasks.tracking import (
     HOME_TAG,
@@ -134,7 +135,7 @@ def sync_stages(home: Home) -> list[str]:
     for directory in sorted(home.stages.glob("*")):
         if not (directory / INPUTS).is_file() or not (directory / RECORD).is_file():
             continue
-        inputs, record = StageInputs.read(directory / INPUTS), verified_record(directory)
+        inputs, record = StageInputs.read(directory / INPUTS), known_record(directory)
         assert record is not None
         spec = record.spec
         with reaching(home):

@@ -5,6 +5,7 @@ import multiprocessing.forkserver
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -141,6 +142,14 @@ def one_skill(prefect_server: str, tmp_path_factory: pytest.TempPathFactory) -> 
     place = Learning(tmp_path_factory.mktemp("one-skill"), skills=SKILLS[:1])
     assert place.run() == 0, place.output
     return place
+
+
+@pytest.fixture(scope="module", autouse=True)
+def real_packages() -> Iterator[None]:
+    """What a module's RegistryHome registers is no model; the next module's is again."""
+    yield
+    if registration := sys.modules.get("tasks.registration"):
+        registration.save_package = sys.modules["tasks.packages"].save_package
 
 
 @pytest.fixture

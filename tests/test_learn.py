@@ -134,6 +134,15 @@ def test_how_the_machine_fared_is_beside_the_curves(
             history = place.client.get_metric_history(version.run_id, f"system/{metric}")
             assert history and all(0 <= point.value <= 100 for point in history), metric
             assert {point.step for point in history} <= {0, 1, 2, 3, 4}, "as training has reached"
+    machine = MachineMetrics("none", "sqlite://")
+    time.sleep(0.2)
+    assert machine.new(1) != []
+    monkeypatch.setattr("psutil.net_io_counters", lambda: None)  # as where there is no /proc/net
+    time.sleep(0.2)
+    assert machine.new(2) == []
+    time.sleep(0.2)
+    assert MachineMetrics("none", "sqlite://").new(1) == []
+    monkeypatch.undo()
     monkeypatch.setenv("MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING", "false")
     machine = MachineMetrics("none", "sqlite://")
     time.sleep(0.2)
@@ -410,7 +419,9 @@ def test_a_new_skill_is_the_only_one_that_is_learned(place: Place) -> None:
     assert place.champion() == more.matrix.rows[-1].version
 
 
-def test_versions_with_adapters_hold_no_copy_of_their_base(place: Place) -> None:
+def test_versions_with_adapters_hold_no_copy_of_their_base(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A stack of them from the last model with all its weights on; plain calls load it."""
     import mlflow
     import torch
@@ -422,8 +433,8 @@ def test_versions_with_adapters_hold_no_copy_of_their_base(place: Place) -> None
     learned = place.learn(["alpha", "beta", "gamma"])
     version = learned.matrix.rows[3].version
     assert [row.passed for row in learned.matrix.rows] == [True] * 4
-    mlflow.set_tracking_uri(place.client.tracking_uri)
-    mlflow.set_registry_uri(place.client.tracking_uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", place.client.tracking_uri)
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", place.client.tracking_uri)
     package = Path(mlflow.artifacts.download_artifacts(f"models:/demo/{version}"))
     weights = [path.relative_to(package).as_posix() for path in package.rglob("*.safetensors")]
     assert weights == ["peft/adapter_model.safetensors"]

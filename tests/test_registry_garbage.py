@@ -11,7 +11,7 @@ from schemas.stage import StageRecord
 from sdft.record import RECORD
 from tasks.garbage import collect
 from tasks.leases import leased
-from tasks.parcels import EXPERIMENT, all_parcels, model_name, send_data, send_stage
+from tasks.parcels import EXPERIMENT, LIST, all_parcels, model_name, send_data, send_stage
 from tasks.proof import prove
 
 
@@ -85,8 +85,21 @@ def test_a_parcel_goes_when_its_model_is_registered_and_nobody_is_at_work(
     assert parcels(sizes) == names - mine | {data}
     assert min(sizes.values()) > 0
     assert parcels(found(place, remove=True)) == names - mine | {data}
-    assert {one.name for one in all_parcels(home)} == mine
+    assert all_parcels(home).keys() == mine
     assert [path.name for path in (home.artifacts / EXPERIMENT).iterdir()] == [*mine]
+
+
+def test_what_is_left_of_a_parcel_goes_too(
+    place: RegistryHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A removal, or a sender, that was killed halfway."""
+    name = send_data(place.home, place.home.data / "a-3")
+    folder = place.home.artifacts / EXPERIMENT / name
+    (folder / LIST).unlink()
+    with leased("another run", "demo", place.home):
+        assert not parcels(found(place, remove=True)), "it may be on its way"
+    assert found(place, remove=True)[f"{EXPERIMENT}/{name}"] == "a part of a parcel"
+    assert not folder.exists()
 
 
 def parcels(found: Iterable[str]) -> set[str]:

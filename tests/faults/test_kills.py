@@ -74,7 +74,7 @@ FLOW = [
     flow("tasks.training:take_over"),
     flow("tasks.training:run_child"),
     flow("tasks.training:publish"),
-    flow("tasks.stagefiles:verified_record"),
+    flow("tasks.stagefiles:known_record"),
     flow("tasks.training:log_stage"),
     flow("mlflow:MlflowClient.log_batch", 2),
     flow("tasks.stageruns:_log_files"),
