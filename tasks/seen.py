@@ -7,6 +7,7 @@ back wrong by itself is not noticed so; `sdft lineage --verify` reads everything
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from schemas.base import BadInput, Sealed
@@ -39,7 +40,8 @@ def known_record(directory: Path) -> StageRecord | None:
         return record
     verified_record(directory)
     if max(changed for *_, changed in here.files.values()) < now_ns - SETTLED_S * 10**9:
-        here.write(directory / SEEN)
+        with suppress(OSError):  # where it cannot be kept, all is read the next time too
+            here.write(directory / SEEN)
     return record
 
 

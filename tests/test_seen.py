@@ -1,5 +1,6 @@
 """A finished stage that nobody touched is not read again; one that somebody did is."""
 
+import errno
 import json
 import os
 import shutil
@@ -121,6 +122,19 @@ def test_a_memory_that_was_altered_is_not_believed(stage: Path, reads: Reads) ->
     (stage / SEEN).write_text(json.dumps(remembered))
     with pytest.raises(BadInput, match="is not as"):
         known_record(stage)
+
+
+def test_where_nothing_can_be_kept_all_is_read_each_time(
+    stage: Path, reads: Reads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("schemas.base.write_atomically", full)
+    for _ in range(2):
+        reads.clear()
+        assert known_record(stage) is not None
+        assert reads != []
 
 
 def test_no_stage_is_nothing(tmp_path: Path) -> None:
