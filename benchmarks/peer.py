@@ -118,6 +118,12 @@ def rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines][: (arguments.steps + 1) * int(case["prompts"])]
 
 
+def messages(row: dict[str, Any]) -> list[Any]:
+    """A row's prompt as chat messages."""
+    prompt = row["prompt"]
+    return prompt if isinstance(prompt, list) else [{"role": "user", "content": prompt}]
+
+
 def model_dir(name: str, folder: Path) -> Path:
     if name == "pocket":
         return ROOT / "examples" / "quickstart" / "pocket"
@@ -195,11 +201,8 @@ def answered(parent: Path, chosen: list[dict[str, Any]], case: dict[str, Any]) -
     from sdft.rollout import Sampling, generate
 
     lm = load_model(parent, torch.device("cpu"))
-    messages = [
-        one if isinstance(one, list) else [{"role": "user", "content": one}]
-        for one in (row["prompt"] for row in chosen)
-    ]
-    answers = generate(lm, [lm.prompt_ids(one) for one in messages], Sampling(case["tokens"], 1.0))
+    prompts = [lm.prompt_ids(messages(row)) for row in chosen]
+    answers = generate(lm, prompts, Sampling(int(case["tokens"]), 1.0))
     said = [lm.tokenizer.decode(one.tokens[: len(one.tokens) - one.finished]) for one in answers]
     return [{**row, "response": text} for row, text in zip(chosen, said, strict=True)]
 
@@ -278,9 +281,7 @@ def run_peer(arguments: argparse.Namespace) -> dict[str, Any]:
         )
         data = [
             {
-                "prompt": row["prompt"]
-                if isinstance(row["prompt"], list)
-                else [{"role": "user", "content": row["prompt"]}],
+                "prompt": messages(row),
                 "privileged_context": row["response"],
             }
             for row in rows(arguments)

@@ -143,11 +143,13 @@ def _parcels(home: Home, remove: bool) -> Iterator[Garbage]:
     Only while no run is at work anywhere, since one may be about to fetch what it was sent.
     """
     ledger = Ledger(home)
-    if any(key != home.lease_key for key in holders(ledger)):
+    if _is_somebody_at_work(home, ledger):
         return
     registered = {model_name(one.model_hash) for one in ledger.entries() if one.model_hash}
     for name, parcel in all_parcels(home).items():
         if parcel is None or name in registered or name.startswith(DATA):
+            if _is_somebody_at_work(home, ledger):  # it began just now, and may be sending this one
+                return
             yield Garbage(
                 what="a parcel that has arrived" if parcel else "a part of a parcel",
                 path=f"{EXPERIMENT}/{name}",
@@ -155,6 +157,10 @@ def _parcels(home: Home, remove: bool) -> Iterator[Garbage]:
             )
             if remove:
                 remove_parcel(home, name)
+
+
+def _is_somebody_at_work(home: Home, ledger: Ledger) -> bool:
+    return any(key != home.lease_key for key in holders(ledger))
 
 
 def _logged_models(home: Home, before: float, remove: bool) -> Iterator[Garbage]:

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,19 @@ from registry_home import RegistryHome
 
 from schemas.stage import StageRecord
 from sdft.record import RECORD
+from tasks import garbage
 from tasks.garbage import collect
+from tasks.home import Home
 from tasks.leases import leased
-from tasks.parcels import EXPERIMENT, LIST, all_parcels, model_name, send_data, send_stage
+from tasks.parcels import (
+    EXPERIMENT,
+    LIST,
+    all_parcels,
+    model_name,
+    remove_parcel,
+    send_data,
+    send_stage,
+)
 from tasks.proof import prove
 
 
@@ -89,9 +100,7 @@ def test_a_parcel_goes_when_its_model_is_registered_and_nobody_is_at_work(
     assert [path.name for path in (home.artifacts / EXPERIMENT).iterdir()] == [*mine]
 
 
-def test_what_is_left_of_a_parcel_goes_too(
-    place: RegistryHome, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_left_of_a_parcel_goes_too(place: RegistryHome) -> None:
     """A removal, or a sender, that was killed halfway."""
     name = send_data(place.home, place.home.data / "a-3")
     folder = place.home.artifacts / EXPERIMENT / name
@@ -100,6 +109,22 @@ def test_what_is_left_of_a_parcel_goes_too(
         assert not parcels(found(place, remove=True)), "it may be on its way"
     assert found(place, remove=True)[f"{EXPERIMENT}/{name}"] == "a part of a parcel"
     assert not folder.exists()
+
+
+def test_parcels_stay_from_the_moment_that_a_run_begins(
+    place: RegistryHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = {send_data(place.home, place.home.data / name) for name in ("a-3", "b-3")}
+    with ExitStack() as held:
+
+        def and_a_run_begins(home: Home, name: str) -> None:
+            remove_parcel(home, name)
+            held.enter_context(leased("another run", "demo", home))
+
+        monkeypatch.setattr(garbage, "remove_parcel", and_a_run_begins)
+        removed = parcels(found(place, remove=True))
+    assert len(removed) == 1
+    assert all_parcels(place.home).keys() == sent - removed
 
 
 def parcels(found: Iterable[str]) -> set[str]:
