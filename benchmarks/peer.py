@@ -3,13 +3,16 @@
     pip install -c constraints.txt '.[bench]'
     python benchmarks/peer.py --model pocket
     python examples/smollm2/fetch_model.py && python benchmarks/peer.py --model smollm2
+    python benchmarks/peer.py --model 1.5b       # on a GPU; also 7b --lora
 
 Same model, prompts, demonstrations and teacher prompts; one rollout a prompt, forward KL over the
 full vocabulary, a frozen teacher, AdamW with weights in fp32. Our SFT, in the same rounds, learns
 answers that the model gave before, so that they are as long as those that SDFT samples. The arms
 take turns, each round in a process of its own, since memory that one has touched stays with its
 process. Working memory is the peak of a step beyond weights, gradients and optimizer state, which
-both need. The last line is JSON.
+both need. Where there is a GPU all arms run on it, in bf16, ours with gradient checkpointing too.
+Models named by their size have the shape of Qwen2.5 and random weights, so that each answer is as
+long as it may be. The last line is JSON.
 """
 
 import argparse
@@ -25,27 +28,46 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from measuring import Memory, Spent, machine
 from torch import nn
 
 ROOT = Path(__file__).parent.parent
+POCKET = ROOT / "examples" / "quickstart" / "pocket"
 TEMPLATE = "{prompt}\n\nExample response:\n{demonstration}\n\nNow answer the request."
 RATE = 1e-6
 """So low that every step is like the first one."""
 LORA: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+TOOL_CALLS = "examples/smollm2/skills/toolcall/train.jsonl"
 CASES = {
     "pocket": {
         "skill": "examples/quickstart/skills/courier/train.jsonl",
         "prompts": 32,
         "tokens": 28,
     },
-    "smollm2": {
-        "skill": "examples/smollm2/skills/toolcall/train.jsonl",
-        "prompts": 16,
-        "tokens": 48,
+    "smollm2": {"skill": TOOL_CALLS, "prompts": 16, "tokens": 48},
+    "1.5b": {"skill": TOOL_CALLS, "prompts": 16, "tokens": 256},
+    "7b": {"skill": TOOL_CALLS, "prompts": 8, "tokens": 256},
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "1.5b": {
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "vocab_size": 151_936,
+        "tie_word_embeddings": True,
+    },
+    "7b": {
+        "hidden_size": 3584,
+        "intermediate_size": 18_944,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152_064,
+        "tie_word_embeddings": False,
     },
 }
-ARMS = ("ours", "ours-sft", "peer", "peer-checkpointing")
+ARMS = ("ours", "ours-checkpointing", "ours-sft", "peer", "peer-checkpointing")
 
 
 def main() -> None:
@@ -56,21 +78,30 @@ def main() -> None:
     parser.add_argument("--lora", action="store_true", help="train adapters, not all weights")
     parser.add_argument("--bf16", action="store_true", help="products in bf16, in all arms")
     parser.add_argument("--arm", choices=ARMS, help="used by itself: one round of one arm")
+    parser.add_argument("--parent", type=Path, help="used by itself: the model's directory")
     arguments = parser.parse_args()
     if arguments.arm:
         arm = run_ours if arguments.arm.startswith("ours") else run_peer
         print(json.dumps(arm(arguments)))
         return
-    found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}
-    for _ in range(arguments.rounds):
-        for arm in ARMS:
-            found[arm].append(one_round(arm, arguments))
-            print(f"{arm:20}{shown(found[arm][-1])}", flush=True)
+    arms = list(ARMS)
+    if not torch.cuda.is_available():
+        arms.remove("ours-checkpointing")  # is for GPUs
+    if arguments.model in SHAPES:
+        arms.remove("ours-sft")  # the answers of random weights are no text
+    found: dict[str, list[dict[str, Any]]] = {arm: [] for arm in arms}
+    with tempfile.TemporaryDirectory() as folder:
+        arguments.parent = model_dir(arguments.model, Path(folder))
+        for _ in range(arguments.rounds):
+            for arm in arms:
+                found[arm].append(one_round(arm, arguments))
+                print(f"{arm:20}{shown(found[arm][-1])}", flush=True)
     report(found, arguments)
 
 
 def one_round(arm: str, arguments: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, __file__, "--arm", arm, "--model", arguments.model]
+    command += ["--parent", str(arguments.parent)]
     command += ["--steps", str(arguments.steps)]
     command += ["--lora"] * arguments.lora + ["--bf16"] * arguments.bf16
     done = subprocess.run(command, capture_output=True, text=True)
@@ -91,25 +122,31 @@ def report(found: dict[str, list[dict[str, Any]]], arguments: argparse.Namespace
     def middle(arm: str, field: str) -> float:
         return statistics.median(one[field] for one in found[arm])
 
+    def ratio(field: str, theirs: str, ours: str) -> float:
+        return round(middle(theirs, field) / middle(ours, field), 2)
+
     print("\nours, a step; then this machine")
     for name in found["ours"][0]["where"]:
         print(f"{name:20}{statistics.median(one['where'][name] for one in found['ours']):7.2f}")
     print()
-    for arm in ARMS:
+    for arm in found:
         fields = ("step_s", "tokens", "working_bytes")
         print(f"{arm:20}{shown({field: middle(arm, field) for field in fields})}")
+    recomputed = "ours-checkpointing" if "ours-checkpointing" in found else "ours"
     ratios = {
-        f"{name}_ratio": round(middle(arm, field) / middle("ours", field), 2)
-        for name, field, arm in [
-            ("time", "step_s", "peer"),
-            ("memory", "working_bytes", "peer"),
-            ("time_checkpointing", "step_s", "peer-checkpointing"),
-            ("memory_checkpointing", "working_bytes", "peer-checkpointing"),
-        ]
+        "time_ratio": ratio("step_s", "peer", "ours"),
+        "memory_ratio": ratio("working_bytes", "peer", "ours"),
+        "time_checkpointing_ratio": ratio("step_s", "peer-checkpointing", recomputed),
+        "memory_checkpointing_ratio": ratio("working_bytes", "peer-checkpointing", recomputed),
     }
-    ratios["sdft_over_sft"] = round(middle("ours", "step_s") / middle("ours-sft", "step_s"), 2)
-    how = {"model": arguments.model, "lora": arguments.lora, "bf16": arguments.bf16}
+    if "ours-sft" in found:
+        ratios["sdft_over_sft"] = ratio("step_s", "ours", "ours-sft")
+    how = {"model": arguments.model, "lora": arguments.lora, "bf16": in_bf16(arguments)}
     print(json.dumps({**how, **ratios}))
+
+
+def in_bf16(arguments: argparse.Namespace) -> bool:
+    return arguments.bf16 or torch.cuda.is_available()
 
 
 def rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
@@ -126,12 +163,37 @@ def messages(row: dict[str, Any]) -> list[Any]:
 
 def model_dir(name: str, folder: Path) -> Path:
     if name == "pocket":
-        return ROOT / "examples" / "quickstart" / "pocket"
-    from sdft.modelfiles import convert_gguf
+        return POCKET
+    made = folder / "model"
+    if name in SHAPES:
+        save_random(SHAPES[name], made)
+    else:
+        from sdft.modelfiles import convert_gguf
 
-    [file] = (ROOT / "examples" / "smollm2" / "model").glob("*.gguf")
-    convert_gguf(file, folder / "model")
-    return folder / "model"
+        [file] = (ROOT / "examples" / "smollm2" / "model").glob("*.gguf")
+        convert_gguf(file, made)
+    return made
+
+
+def save_random(shape: dict[str, Any], directory: Path) -> None:
+    """A model with random weights in bf16, with pocket's tokenizer and special tokens."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen2Config
+
+    known = AutoConfig.from_pretrained(POCKET)
+    config = Qwen2Config(
+        **shape,
+        num_hidden_layers=28,
+        max_position_embeddings=4096,
+        eos_token_id=known.eos_token_id,
+        pad_token_id=known.pad_token_id,
+    )
+    torch.manual_seed(0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(directory)
+    del model
+    torch.cuda.empty_cache()  # the arms, in processes of their own, need it
+    AutoTokenizer.from_pretrained(POCKET).save_pretrained(directory)
 
 
 def result(memory: Memory, seconds: list[float], tokens: list[float], weights: int) -> dict:
@@ -154,7 +216,7 @@ def run_ours(arguments: argparse.Namespace) -> dict[str, Any]:
     case, memory, is_sft = CASES[arguments.model], Memory(), arguments.arm == "ours-sft"
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        parent = model_dir(arguments.model, folder)
+        parent = arguments.parent or model_dir(arguments.model, folder)
         learned = answered(parent, rows(arguments), case) if is_sft else rows(arguments)
         table = train_table(learned)
         write_table(table, folder / "train.parquet")
@@ -177,7 +239,10 @@ def run_ours(arguments: argparse.Namespace) -> dict[str, Any]:
                 if arguments.lora
                 else None,
             ),
-            runtime=RuntimeSettings(compute="bf16" if arguments.bf16 else "fp32"),
+            runtime=RuntimeSettings(
+                compute="bf16" if in_bf16(arguments) else "fp32",
+                gradient_checkpointing=arguments.arm == "ours-checkpointing",
+            ),
         )
         loaded: list[Any] = []
         noting(trainer, memory, loaded)
@@ -195,12 +260,12 @@ def run_ours(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def answered(parent: Path, chosen: list[dict[str, Any]], case: dict[str, Any]) -> list[Any]:
     """The rows with the model's own answers in place of the demonstrations."""
-    import torch
 
-    from sdft.model import load_model
-    from sdft.rollout import Sampling, generate
+    from sdft.drawing import Sampling
+    from sdft.model import load_model, pick_device
+    from sdft.rollout import generate
 
-    lm = load_model(parent, torch.device("cpu"))
+    lm = load_model(parent, pick_device("auto"))
     prompts = [lm.prompt_ids(messages(row)) for row in chosen]
     answers = generate(lm, prompts, Sampling(int(case["tokens"]), 1.0))
     said = [lm.tokenizer.decode(one.tokens[: len(one.tokens) - one.finished]) for one in answers]
@@ -220,7 +285,7 @@ def noting(trainer: Any, memory: Memory, loaded: list[int]) -> None:
     real: Callable[..., Any] = trainer.Checkpoints
 
     def made(folder: Any, key: Any, runtime: Any, trained: dict[str, Any], *others: Any) -> Any:
-        memory.base = memory.peak = memory.now()
+        memory.begin()
         loaded.append(sum(one.numel() * one.element_size() for one in trained.values()))
         return real(folder, key, runtime, trained, *others)
 
@@ -245,7 +310,7 @@ def run_peer(arguments: argparse.Namespace) -> dict[str, Any]:
 
     class Watch(TrainerCallback):
         def on_train_begin(self, *_: Any, **__: Any) -> None:
-            memory.base = memory.peak = memory.now()
+            memory.begin()
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
             seconds.append(-time.monotonic())
@@ -274,8 +339,8 @@ def run_peer(arguments: argparse.Namespace) -> dict[str, Any]:
             logging_steps=1,
             save_strategy="no",
             report_to="none",
-            use_cpu=True,
-            bf16=arguments.bf16,
+            use_cpu=not torch.cuda.is_available(),
+            bf16=in_bf16(arguments),
             gradient_checkpointing=arguments.arm == "peer-checkpointing",
             seed=0,
         )
@@ -287,7 +352,7 @@ def run_peer(arguments: argparse.Namespace) -> dict[str, Any]:
             for row in rows(arguments)
         ]
         trainer = SDFTTrainer(
-            model=str(model_dir(arguments.model, folder)),
+            model=str(arguments.parent or model_dir(arguments.model, folder)),
             args=config,
             train_dataset=Dataset.from_list(data),
             callbacks=[Watch()],

@@ -20,9 +20,10 @@ from schemas.settings import RuntimeSettings, TrainingSettings
 from schemas.stage import StageSpec
 from schemas.templates import student_messages, teacher_messages
 from sdft.data import as_messages
+from sdft.drawing import Sampling
 from sdft.gradient import Example, StepGradient
 from sdft.model import LanguageModel, load_model
-from sdft.rollout import Completion, Sampling, generate
+from sdft.rollout import Completion, generate
 from sdft.sampler import StudentSampler
 from sdft.teacher import open_teacher
 

@@ -17,10 +17,11 @@ from schemas.results import CellFile, EvaluationSpec, SuiteSpec
 from schemas.templates import student_messages
 from sdft.cells import CELL, ITEMS, cell_of
 from sdft.data import Item, read_items, write_table
+from sdft.drawing import Sampling
 from sdft.files import placed
 from sdft.model import LanguageModel, load_model, pick_device
 from sdft.process import Stop, run_program
-from sdft.rollout import Completion, Sampling, generate
+from sdft.rollout import Completion, generate
 from sdft.scorers import SCORERS, reference_problem
 
 

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from schemas.stage import StageSpec
 from sdft.divergence import RowScore, row_loss, teacher_score, token_score
+from sdft.drawing import Sampling
 from sdft.linear import quick_linears
 from sdft.model import LanguageModel
 from sdft.prefix import Prefix, shared_prefix
 from sdft.process import StageFailed
 from sdft.ranks import ALONE, Ranks
-from sdft.rollout import Completion, Sampling
+from sdft.rollout import Completion
 from sdft.sampler import Sampler, sequence_weights
 from sdft.schedule import micro_batches
 from sdft.scoring import can_pack, completion_hidden

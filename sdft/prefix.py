@@ -24,7 +24,7 @@ def shared_prefix(model: PreTrainedModel, prompts: list[list[int]]) -> list[int]
 
     Empty where that is little, where there is nobody to share with, and for a model that cannot.
     """
-    if len(prompts) < 2 or not _can_share(model):
+    if len(prompts) < 2 or not has_plain_cache(model):
         return []
     common = list(os.path.commonprefix([prompt[:-1] for prompt in prompts]))
     return common if len(common) >= LEAST_TOKENS else []
@@ -58,7 +58,7 @@ class Prefix:
         pairs = list(zip(wide[::2], wide[1::2], strict=True))
         if not room:
             return DynamicCache(pairs) if pairs else None
-        if not _can_share(self._model):
+        if not has_plain_cache(self._model):
             return None
         cache = DynamicCache(config=self._model.config)
         layers: list[Any] = [RoomyLayer(room) for _ in cache.layers]
@@ -82,33 +82,49 @@ class RoomyLayer(DynamicLayer):
         super().__init__()
         self._room = room
         self._memory: list[Tensor] = []
+        self._place_1: Tensor | None = None
+
+    def write_at(self, place_1: Tensor) -> None:
+        """From here on take one token at a time, where the tensor says, and show all the memory.
+
+        So shapes and addresses stay, also while the number in the tensor is counted up.
+        """
+        self._place_1 = place_1
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Write new states behind the known ones; returns views of all of them."""
-        known = self.get_seq_length()
         if not self._memory:
             self.lazy_initialization(key_states, value_states)
             self._memory = [self._empty(states) for states in (key_states, value_states)]
+        pairs = zip(self._memory, (key_states, value_states), strict=True)
+        if self._place_1 is not None:
+            for memory, states in pairs:
+                memory.index_copy_(-2, self._place_1, states)
+            return self._memory[0], self._memory[1]
+        known = self.get_seq_length()
         end = known + key_states.shape[-2]
-        for memory, states in zip(self._memory, (key_states, value_states), strict=True):
+        for memory, states in pairs:
             memory[..., known:end, :] = states
         self.keys, self.values = (memory[..., :end, :] for memory in self._memory)
         return self.keys, self.values
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows only."""
-        known = self.get_seq_length()
-        keys, values = (memory[..., :known, :][indices] for memory in self._memory)
-        self._memory, self.keys = [], keys[..., :0, :]
-        self.update(keys, values)
+        known = self._room if self._place_1 is not None else self.get_seq_length()
+        kept = [memory[..., :known, :][indices] for memory in self._memory]
+        self._memory = [self._empty(states) for states in kept]
+        for memory, states in zip(self._memory, kept, strict=True):
+            memory[..., :known, :] = states
+        self.keys, self.values = (memory[..., :known, :] for memory in self._memory)
 
     def _empty(self, states: Tensor) -> Tensor:
-        return states.new_empty(*states.shape[:-2], self._room, states.shape[-1])
+        """Zeros, for what is masked must be a number."""
+        return states.new_zeros(*states.shape[:-2], self._room, states.shape[-1])
 
 
-def _can_share(model: PreTrainedModel) -> bool:
+def has_plain_cache(model: PreTrainedModel) -> bool:
     """Whether a model keeps plain keys and values of all tokens in every layer."""
     if "past_key_values" not in inspect.signature(model.base_model.forward).parameters:
         return False

@@ -11,8 +11,9 @@ from torch import Tensor
 from schemas.base import BadInput
 from schemas.settings import RuntimeSettings
 from sdft.divergence import chunks
+from sdft.drawing import Sampling, log_probabilities
 from sdft.model import Head, LanguageModel
-from sdft.rollout import Completion, Sampling, generate, log_probabilities
+from sdft.rollout import Completion, generate
 
 MOST = 2.0
 """What a token's ratio counts at most, so that no single one rules a step (paper, appendix)."""

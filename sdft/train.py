@@ -25,6 +25,7 @@ from schemas.stage import StageRecord, StageSpec, StepMetrics
 from schemas.templates import student_messages, teacher_messages
 from sdft.checkpoint import Checkpoints
 from sdft.data import Demonstration, read_demonstrations
+from sdft.drawing import Sampling
 from sdft.gradient import Example, StepGradient
 from sdft.health import Health, artifact_share
 from sdft.lora import add_adapter
@@ -32,7 +33,7 @@ from sdft.model import LanguageModel, gpu_memory, load_model, pick_compute, pick
 from sdft.process import StageFailed, Stop, exclusive, run_program
 from sdft.ranks import ALONE, Ranks, is_rank, leads, open_ranks, whole
 from sdft.record import RECORD, Finished, environment, finish_stage
-from sdft.rollout import Completion, Sampling
+from sdft.rollout import Completion
 from sdft.sampler import Sampler, open_sampler
 from sdft.schedule import batch, learning_rate, step_seed, total_steps
 from sdft.sharding import fill, gather, gathered, shard

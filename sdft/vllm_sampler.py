@@ -10,9 +10,10 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # or its weights would lie i
 from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports] an extra
 
 from schemas.settings import RuntimeSettings
+from sdft.drawing import Sampling
 from sdft.lora import merged_weights
 from sdft.model import LanguageModel
-from sdft.rollout import Completion, Sampling
+from sdft.rollout import Completion
 
 
 class VllmSampler:

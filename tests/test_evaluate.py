@@ -12,10 +12,11 @@ from schemas.digest import digest_file
 from schemas.results import CellFile, EvaluationSpec, SuiteSpec
 from schemas.settings import EvaluationSettings
 from sdft.data import Item, eval_table, write_table
+from sdft.drawing import Sampling
 from sdft.evaluate import answer_items, evaluate
 from sdft.model import LanguageModel, load_model
 from sdft.process import Stop
-from sdft.rollout import Sampling, generate
+from sdft.rollout import generate
 
 
 @pytest.fixture

@@ -9,15 +9,8 @@ from pathlib import Path
 import mlflow.transformers
 import pytest
 import torch
-from conftest import eval_rows, make_tokenizer, save_tiny_model, train_rows
-from transformers import (
-    Gemma2Config,
-    GPT2Config,
-    GPTNeoXConfig,
-    OPTConfig,
-    PretrainedConfig,
-    Qwen3Config,
-)
+from conftest import eval_rows, train_rows
+from families import FAMILIES, save_family
 
 from schemas.results import CellFile, EvaluationSpec, SuiteSpec
 from schemas.settings import EvaluationSettings, LoraSettings, RuntimeSettings, TrainingSettings
@@ -33,44 +26,6 @@ from sdft.stagelog import METRICS, read_metrics
 from sdft.train import train
 from tasks.packages import Stack, save_package
 
-TINY = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.2,
-}
-FAMILIES: dict[str, tuple[type[PretrainedConfig], dict[str, object]]] = {
-    "Qwen3, a vocabulary of 200,064": (
-        Qwen3Config,
-        {
-            "vocab_size": 200_064,
-            "intermediate_size": 64,
-            "num_key_value_heads": 1,
-            "head_dim": 16,
-            "tie_word_embeddings": True,
-        },
-    ),
-    "Gemma 2, soft-capped logits": (
-        Gemma2Config,
-        {
-            "intermediate_size": 64,
-            "num_key_value_heads": 1,
-            "head_dim": 16,
-            "final_logit_softcapping": 5.0,
-            "sliding_window": 16,
-        },
-    ),
-    "GPT-NeoX, a head of its own": (
-        GPTNeoXConfig,
-        {"intermediate_size": 64, "tie_word_embeddings": False, "attention_dropout": 0.1},
-    ),
-    "GPT-2, layers that are transposed": (GPT2Config, {"initializer_range": 0.2}),
-    "OPT, learned positions": (
-        OPTConfig,
-        {"ffn_dim": 64, "word_embed_proj_dim": 32, "dropout": 0.1, "init_std": 0.2},
-    ),
-}
 TRAINING = TrainingSettings(
     epochs=2, prompts_per_step=4, learning_rate=1e-3, warmup_steps=1, max_new_tokens=12
 )
@@ -81,19 +36,7 @@ TRAINING = TrainingSettings(
 def test_a_family_is_trained_resumed_evaluated_and_packed(
     family: str, lora: LoraSettings | None, tmp_path: Path
 ) -> None:
-    config_class, special = FAMILIES[family]
-    tokenizer = make_tokenizer()
-    config = config_class(
-        **{
-            **TINY,
-            "vocab_size": len(tokenizer),
-            "bos_token_id": None,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-            **special,
-        }
-    )
-    parent = save_tiny_model(tmp_path / "parent", config)
+    parent = save_family(family, tmp_path / "parent")
     table = train_table(train_rows(10))
     write_table(table, tmp_path / "train.parquet")
     spec = StageSpec(

@@ -8,8 +8,9 @@ from stages import BASIC, Case, assert_weights_close
 
 from schemas.settings import LoraSettings, TrainingSettings
 from sdft.divergence import row_loss, teacher_score
+from sdft.drawing import Sampling
 from sdft.model import Head, load_model, pick_compute, pick_device
-from sdft.rollout import Sampling, generate
+from sdft.rollout import generate
 from sdft.stagelog import read_metrics
 from sdft.teacher import open_teacher
 

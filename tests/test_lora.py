@@ -12,11 +12,12 @@ from transformers import AutoModelForCausalLM
 from schemas.base import BadInput
 from schemas.settings import LoraSettings, TrainingSettings
 from schemas.stage import StageRecord
+from sdft.drawing import Sampling, log_probabilities
 from sdft.lora import add_adapter, merged_weights, stacked
 from sdft.model import LanguageModel, load_model
 from sdft.modelfiles import model_files, model_hash
 from sdft.record import verified_record
-from sdft.rollout import Sampling, generate, log_probabilities
+from sdft.rollout import generate
 from sdft.scoring import completion_hidden
 from sdft.stagelog import read_metrics
 from sdft.teacher import open_teacher

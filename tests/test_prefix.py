@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from sdft.drawing import Sampling
 from sdft.model import LanguageModel, load_model
 from sdft.prefix import LEAST_TOKENS, Prefix, shared_prefix
-from sdft.rollout import Sampling, generate
+from sdft.rollout import generate
 from sdft.scoring import completion_hidden
 
 BEGINS = list(range(10, 10 + 2 * LEAST_TOKENS))
@@ -64,7 +65,7 @@ def test_hidden_states_and_gradients_are_those_without_it(lm: LanguageModel) -> 
 def test_samples_are_those_without_it(lm: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
     sampling = Sampling(16, temperature=1.0)
     shared = generate(lm, PROMPTS, sampling, seed=1)
-    monkeypatch.setattr("sdft.rollout.shared_prefix", lambda *_: [])
+    monkeypatch.setattr("sdft.decoding.shared_prefix", lambda *_: [])
     assert generate(lm, PROMPTS, sampling, seed=1) == shared
 
 

@@ -21,10 +21,11 @@ from test_train import limit_memory
 
 from schemas.settings import RuntimeSettings
 from schemas.stage import EXIT_BAD_INPUT, EXIT_ERROR, EXIT_STOPPED, StageSpec
+from sdft.drawing import Sampling
 from sdft.model import load_model
 from sdft.process import Stop
 from sdft.ranks import open_ranks
-from sdft.rollout import Sampling, generate
+from sdft.rollout import generate
 from sdft.stagelog import read_metrics
 from sdft.train import train
 

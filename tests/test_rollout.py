@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from sdft.drawing import BLOCK, Sampling, draw
 from sdft.model import LanguageModel, load_model
 from sdft.packing import packed_linears
 from sdft.prefix import Prefix
-from sdft.rollout import BLOCK, Sampling, _choose, generate
+from sdft.rollout import generate
 from sdft.scoring import completion_hidden
 
 PROMPTS = ["a", "tell me", "something much longer than the others", "b c"]
@@ -49,7 +50,8 @@ def test_a_draw_inverts_the_cumulative_distribution(vocabulary: int) -> None:
     logits_BV, draw_B = 3 * torch.randn(2000, vocabulary), torch.rand(2000)
     logits_BV[:, torch.rand(vocabulary) < 0.5] = -torch.inf
     draw_B[:3] = torch.tensor([0.0, 0.5, 1 - 2**-24])
-    next_B, log_prob_B = _choose(logits_BV, draw_B, Sampling(1, temperature=1.0))
+    drawn = draw(logits_BV, draw_B, Sampling(1, temperature=1.0))
+    next_B, log_prob_B = drawn.tokens_B, drawn.log_prob_B
     exact_BV = logits_BV.double().softmax(-1)
     upto_B = exact_BV.cumsum(-1).gather(-1, next_B[:, None])[:, 0]
     chosen_B = exact_BV.gather(-1, next_B[:, None])[:, 0]

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from schemas.base import BadInput
 from schemas.settings import RuntimeSettings
+from sdft.drawing import Sampling, log_probabilities
 from sdft.gradient import Example, StepGradient
 from sdft.model import LanguageModel, load_model
-from sdft.rollout import Completion, Sampling, log_probabilities
+from sdft.rollout import Completion
 from sdft.sampler import MOST, Sampler, StudentSampler, open_sampler, sequence_weights
 from sdft.scoring import completion_hidden
 from sdft.stagelog import read_metrics

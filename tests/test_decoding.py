@@ -1,0 +1,86 @@
+"""Steps of fixed shapes, as a GPU replays them: the same answers as those of growing ones."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from families import FAMILIES, save_family
+
+from sdft import decoding
+from sdft.decoding import Batch, RecordedBatch, masked_attention
+from sdft.drawing import Sampling
+from sdft.model import LanguageModel, load_model
+from sdft.rollout import Completion, generate
+
+SAMPLING = Sampling(24, temperature=1.5)
+
+
+def opened(directory: Path, device: str = "cpu") -> LanguageModel:
+    """In fp64, so that no draw hangs on rounding; a quarter of all tokens end an answer."""
+    lm = load_model(directory, torch.device(device))
+    lm.model.double()
+    return replace(lm, eos_ids=frozenset(range(0, lm.model.config.vocab_size, 4)))
+
+
+def answers(lm: LanguageModel) -> list[Completion]:
+    questions = ["a", "tell me", "something much longer than the others", "b c"] * 4
+    prompts = [lm.prompt_ids([{"role": "user", "content": one}]) for one in questions]
+    return generate(lm, prompts, SAMPLING, seed=1)
+
+
+def assert_same(found: list[Completion], expected: list[Completion]) -> None:
+    assert found == expected
+    for one, other in zip(found, expected, strict=True):
+        assert one.log_probs == pytest.approx(other.log_probs, abs=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fixed_shapes_give_the_same_answers(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with prompts of several lengths, and when sequences have left the batch."""
+    lm = opened(save_family(family, tmp_path / "model"))
+    if family.startswith("Gemma 2"):  # a window's cache takes no fixed place
+        assert not decoding._can_record(lm.model)
+        return
+    assert decoding._can_record(lm.model)
+    sizes = list[int]()
+
+    class Watched(RecordedBatch):
+        def keep(self, rows: list[int]) -> None:
+            super().keep(rows)
+            sizes.append(len(rows))
+
+    expected = answers(lm)
+    monkeypatch.setattr(decoding, "Batch", Watched)
+    monkeypatch.setattr(decoding, "LEAST_STEPS", 3)
+    assert_same(answers(lm), expected)
+    assert sizes, "no sequence left"
+
+
+def test_flash_attention_gives_way_while_decoding(tiny_dir: Path) -> None:
+    lm = opened(tiny_dir)
+    lm.model.config._attn_implementation = "flash_attention_2"  # as if it were installed
+    with masked_attention(lm.model):
+        assert lm.model.config._attn_implementation == "sdpa"
+    assert lm.model.config._attn_implementation == "flash_attention_2"
+    assert answers(lm) == answers(opened(tiny_dir))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_a_gpu_replays_what_it_recorded(tiny_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As often as there are tokens but the first two of each group of sequences."""
+    lm = opened(tiny_dir, "cuda")
+    graph, replays = torch.cuda.CUDAGraph.replay, list[int]()
+
+    def counted(self: torch.cuda.CUDAGraph) -> None:
+        replays.append(1)
+        graph(self)
+
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", counted)
+    monkeypatch.setattr(decoding, "LEAST_STEPS", 5)
+    recorded = answers(lm)
+    assert len(replays) >= max(len(one.tokens) for one in recorded) // 2
+    monkeypatch.setattr(decoding, "RecordedBatch", Batch)
+    assert_same(recorded, answers(lm))
