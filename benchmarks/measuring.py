@@ -58,7 +58,7 @@ class Spent:
         from sdft import gradient, sampler
 
         self._seconds: Counter[str] = Counter()
-        self._tflop = 0.0
+        self._tflop, self._steps = 0.0, 0
         self._watch(sampler, "generate", lambda: "sampling")
         self._watch(gradient.StepGradient, "add", lambda: "teacher, student and loss")
         grad = torch.is_grad_enabled
@@ -72,6 +72,10 @@ class Spent:
             label, began = part(), _clock()
             made = real(*args)
             self._seconds[label] += _clock() - began
+            if name == "add" and not self._steps:  # in the first step much is set up
+                self._seconds.clear()
+                self._tflop = 0.0
+            self._steps += name == "add"
             if name == "completion_hidden":
                 model, prompts, completions, prefix = args
                 passed = sum(map(len, [*prompts, *completions])) - len(prompts) * len(prefix.tokens)
@@ -84,8 +88,9 @@ class Spent:
 
         setattr(owner, name, watched)
 
-    def a_step(self, steps: int) -> dict[str, float]:
-        parts = self._seconds
+    def a_step(self) -> dict[str, float]:
+        """Of all steps but the first."""
+        parts, steps = self._seconds, self._steps - 1
         known = ("teacher", "student", "loss")
         parts["backward"] = parts.pop("teacher, student and loss") - sum(parts[k] for k in known)
         shown = {f"{part} s": round(seconds / steps, 2) for part, seconds in parts.items()}

@@ -255,7 +255,7 @@ def run_ours(arguments: argparse.Namespace) -> dict[str, Any]:
     tokens = [line["completion_tokens"] * int(case["prompts"]) for line in lines]
     seconds = [count / line["tokens_per_s"] for count, line in zip(tokens, lines, strict=True)]
     found = result(memory, seconds, tokens, loaded[0])
-    return {**found, "where": {**spent.a_step(len(lines)), **machine()}}
+    return {**found, "where": {**spent.a_step(), **machine()}}
 
 
 def answered(parent: Path, chosen: list[dict[str, Any]], case: dict[str, Any]) -> list[Any]:

@@ -101,7 +101,7 @@ class RoomyLayer(DynamicLayer):
         pairs = zip(self._memory, (key_states, value_states), strict=True)
         if self._place_1 is not None:
             for memory, states in pairs:
-                memory.index_copy_(-2, self._place_1, states)
+                memory.index_copy_(-2, self._place_1, states.to(memory.dtype))
             return self._memory[0], self._memory[1]
         known = self.get_seq_length()
         end = known + key_states.shape[-2]
@@ -120,8 +120,15 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = (memory[..., :known, :] for memory in self._memory)
 
     def _empty(self, states: Tensor) -> Tensor:
-        """Zeros, for what is masked must be a number."""
-        return states.new_zeros(*states.shape[:-2], self._room, states.shape[-1])
+        """Zeros, for what is masked must be a number, in the dtype that attention multiplies in."""
+        device = states.device.type
+        lower = torch.is_autocast_enabled(device)
+        return states.new_zeros(
+            *states.shape[:-2],
+            self._room,
+            states.shape[-1],
+            dtype=torch.get_autocast_dtype(device) if lower else states.dtype,
+        )
 
 
 def has_plain_cache(model: PreTrainedModel) -> bool:

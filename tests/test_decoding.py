@@ -9,7 +9,7 @@ from families import FAMILIES, save_family
 
 from sdft import decoding
 from sdft.decoding import Batch, RecordedBatch, masked_attention
-from sdft.drawing import Sampling
+from sdft.drawing import Drawn, Sampling
 from sdft.model import LanguageModel, load_model
 from sdft.rollout import Completion, generate
 
@@ -57,6 +57,25 @@ def test_fixed_shapes_give_the_same_answers(
     monkeypatch.setattr(decoding, "LEAST_STEPS", 3)
     assert_same(answers(lm), expected)
     assert sizes, "no sequence left"
+
+
+def test_in_bf16_the_cache_holds_what_attention_multiplies(
+    tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys come in fp32 there, and so do values of a prefix that the prompts share."""
+    lm = load_model(tiny_dir, torch.device("cpu"), torch.bfloat16)
+    kept = set[torch.dtype]()
+
+    class Watched(RecordedBatch):
+        def next(self) -> Drawn:
+            drawn = super().next()
+            kept.update(one.dtype for one in self._cache.layers[0]._memory)
+            return drawn
+
+    monkeypatch.setattr(decoding, "Batch", Watched)
+    prompts = [[*range(10, 30), 50], [*range(10, 30), 60, 61]]
+    assert all(one.finite for one in generate(lm, prompts, SAMPLING))
+    assert kept == {torch.bfloat16}
 
 
 def test_flash_attention_gives_way_while_decoding(tiny_dir: Path) -> None:
