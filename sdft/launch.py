@@ -14,7 +14,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from schemas.base import BadInput
 from schemas.stage import EXIT_BAD_INPUT, EXIT_STOPPED
-from sdft.process import PARENT_HOLDS_STDIN, StageFailed, Stop
+from sdft.process import EXIT_CODE, PARENT_HOLDS_STDIN, StageFailed, Stop
 
 LOOK_S = 0.1
 
@@ -72,7 +72,8 @@ def _not_finished(failures: dict[int, ProcessFailure], processes: int) -> bool:
     rank = min(sorted(failures), key=lambda rank: _likeness(failures[rank]))
     cause = failures[rank]
     if said := _said(cause):
-        raise BadInput(said) if cause.exitcode == EXIT_BAD_INPUT else StageFailed(said)
+        is_bad_input = cause.error_file_data.get(EXIT_CODE) == EXIT_BAD_INPUT
+        raise BadInput(said) if is_bad_input else StageFailed(said)
     if cause.exitcode == EXIT_STOPPED:
         return False
     how = f"ended with exit code {cause.exitcode}"

@@ -22,6 +22,8 @@ PARENT_HOLDS_STDIN = "SDFT_PARENT_HOLDS_STDIN"
 """Set for a child whose standard input its parent keeps open for as long as it lives."""
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Set for one of several ranks: where it leaves its error for the process that started them."""
+EXIT_CODE = "exit_code"
+"""What that error means, there: a rank that is killed while it ends has another code itself."""
 
 
 class StageFailed(Exception):
@@ -95,9 +97,12 @@ def run_program(main: Callable[[Path, Path, Stop], bool]) -> None:
 
 
 def _end(problem: str, code: int) -> NoReturn:
-    print(f"{ERROR_MARK}{problem}", file=sys.stderr, flush=True)
+    """Say it, or as one of several ranks leave it to the process that started them."""
     if file := os.environ.get(ERROR_FILE):
-        Path(file).write_text(json.dumps({"message": problem}), encoding="utf-8")
+        said = {"message": problem, EXIT_CODE: code}
+        Path(file).write_text(json.dumps(said), encoding="utf-8")
+    else:
+        print(f"{ERROR_MARK}{problem}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 

@@ -35,7 +35,7 @@ def test_bf16_follows_fp32(case: Case, training: TrainingSettings, teacher: str)
     _, exact, _ = case.run("fp32", case.spec(training))
     _, rounded, directory = case.run("bf16", case.spec(training, compute="bf16"))
     assert rounded[0] == pytest.approx(exact[0], rel=0.05)
-    assert sum(rounded) == pytest.approx(sum(exact), rel=0.1)
+    assert sum(rounded) == pytest.approx(sum(exact), rel=0.2)  # by CPU: 0.02 to over 0.1
     assert rounded != exact
     saved = load_model(directory / "model", CPU).model
     assert {one.dtype for one in saved.parameters()} == {torch.float32}

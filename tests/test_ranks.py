@@ -18,10 +18,13 @@ from conftest import ROOT, make_tokenizer, save_tiny_model, tiny_llama
 from pydantic import ValidationError
 from stages import BASIC, Case, StopAfter, assert_weights_close
 from test_train import limit_memory
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
+from schemas.base import BadInput
 from schemas.settings import RuntimeSettings
 from schemas.stage import EXIT_BAD_INPUT, EXIT_ERROR, EXIT_STOPPED, StageSpec
 from sdft.drawing import Sampling
+from sdft.launch import _not_finished
 from sdft.model import load_model
 from sdft.process import Stop
 from sdft.ranks import open_ranks
@@ -145,8 +148,18 @@ def test_what_a_rank_refuses_is_said_once_and_by_the_exit_code(case: Case) -> No
     spec = case.spec(BASIC.model_copy(update={"max_prompt_tokens": 10}), processes=2)
     with started(spec, case.folder / "refused") as program:
         output, _ = program.communicate(timeout=WAIT_S)
-    assert program.returncode == EXIT_BAD_INPUT
-    assert output.rpartition("error: ")[2].startswith("row alpha-0: the student's prompt has 14")
+    assert program.returncode == EXIT_BAD_INPUT, output
+    assert output.count("error: row alpha-0: the student's prompt has 14") == 1, output
+
+
+def test_a_rank_that_is_killed_while_it_ends_keeps_what_it_said(tmp_path: Path) -> None:
+    """The others end it as soon as the first has ended; its exit code is then the signal's."""
+    file = tmp_path / "error.json"
+    file.write_text('{"message": "row alpha-0: is bad", "exit_code": 2}')
+    killed = ProcessFailure(0, 1, -signal.SIGTERM, str(file))
+    refused = ProcessFailure(1, 2, EXIT_BAD_INPUT, str(file))
+    with pytest.raises(BadInput, match="row alpha-0: is bad"):
+        _not_finished({0: killed, 1: refused}, 2)
 
 
 @pytest.mark.slow
