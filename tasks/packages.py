@@ -5,6 +5,7 @@ how it was made. Artifacts are read in place where they are local, otherwise dow
 """
 
 import functools
+import inspect
 import logging
 import tempfile
 import warnings
@@ -16,6 +17,7 @@ import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.environment_variables import MLFLOW_HUGGINGFACE_MODEL_MAX_SHARD_SIZE
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
@@ -66,10 +68,13 @@ def save_package(model_dir: Path, stack: Stack | None, target: Path) -> None:
     Of a stack of adapters only these are saved, as one, with the path of their base.
     """
     import mlflow.transformers
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    # Into as large files as the trainer's: MLflow would cut a model of over 500 MB into others.
+    whole = inspect.signature(PreTrainedModel.save_pretrained).parameters["max_shard_size"].default
+    MLFLOW_HUGGINGFACE_MODEL_MAX_SHARD_SIZE.set(whole)
     # There is no hub to ask about a model that was made here, and its requirements are known.
     for quiet in ("mlflow.transformers", "huggingface_hub", "mlflow.utils.environment"):
         logging.getLogger(quiet).setLevel(logging.ERROR)

@@ -12,6 +12,7 @@ import torch
 from conftest import eval_rows, train_rows
 from families import FAMILIES, save_family
 
+from schemas.digest import digest_file
 from schemas.results import CellFile, EvaluationSpec, SuiteSpec
 from schemas.settings import EvaluationSettings, LoraSettings, RuntimeSettings, TrainingSettings
 from schemas.stage import StageSpec
@@ -81,6 +82,19 @@ def test_a_family_is_trained_resumed_evaluated_and_packed(
     ids = torch.tensor([[5, 6, 7, 8]])
     rounding = {"rtol": 1e-4, "atol": 1e-4} if lora else {"rtol": None, "atol": None}
     torch.testing.assert_close(loaded["model"](ids).logits, ours(ids).logits, **rounding)
+
+
+def test_a_package_has_the_files_of_weights_that_the_trainer_wrote(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a model that MLflow by itself cuts in pieces, as it does above 500 MB."""
+    monkeypatch.setenv("MLFLOW_HUGGINGFACE_MODEL_MAX_SHARD_SIZE", "20KB")
+    save_package(tiny_dir, None, tmp_path / "package")
+    trained, packed = (
+        [digest_file(file) for file in folder.rglob("*.safetensors")]
+        for folder in (tiny_dir, tmp_path / "package")
+    )
+    assert packed == trained
 
 
 def check_answers(model: Path, folder: Path) -> None:
