@@ -2,6 +2,7 @@
 
 import threading
 import time
+import timeit
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -110,12 +111,7 @@ def machine() -> dict[str, float]:
 
 
 def _best_s(work: Callable[[], object]) -> float:
-    def timed() -> float:
-        began = _clock()
-        work()
-        return _clock() - began
-
-    return min(timed() for _ in range(10))
+    return min(timeit.repeat(work, timer=_clock, number=1, repeat=10))
 
 
 def _gpu() -> dict[str, float]:

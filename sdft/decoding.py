@@ -113,7 +113,7 @@ class RecordedBatch(Batch):
 
     def keep(self, rows: list[int]) -> None:
         super().keep(rows)
-        self._graph, self._steps = None, 0
+        self._graph, self._drawn, self._steps = None, None, 0
 
     def _begin(self) -> Drawn:
         """Read the prompts; then give every tensor the shape and the place that it keeps."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from schemas.base import BadInput
+from schemas.base import BadInput, write_atomically
 from schemas.stage import EXIT_BAD_INPUT, EXIT_ERROR, EXIT_STOPPED
 
 ERROR_MARK = "error: "
@@ -98,10 +98,10 @@ def run_program(main: Callable[[Path, Path, Stop], bool]) -> None:
 
 def _end(problem: str, code: int) -> NoReturn:
     """Say it, or as one of several ranks leave it to the process that started them."""
-    if file := os.environ.get(ERROR_FILE):
-        said = {"message": problem, EXIT_CODE: code}
-        Path(file).write_text(json.dumps(said), encoding="utf-8")
-    else:
+    said = json.dumps({"message": problem, EXIT_CODE: code})
+    try:
+        write_atomically(Path(os.environ[ERROR_FILE]), said)
+    except (KeyError, OSError):  # it is no rank, or the disk is full
         print(f"{ERROR_MARK}{problem}", file=sys.stderr, flush=True)
     sys.exit(code)
 
