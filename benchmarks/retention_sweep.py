@@ -1,14 +1,15 @@
 """SDFT against SFT over learning rates and seeds: what is learned, and what is kept.
 
     python benchmarks/retention_sweep.py examples/quickstart/curriculum.yaml WORK_DIR
-        [--arms sdft:2e-4 sft:4e-4 sdft-lora:1e-3 ...] [--seeds 0 1 2] [--epochs 1]
+        [--arms sdft:2e-4 sft:4e-4 sdft-lora:1e-3 ...] [--seeds 0 1 2]
+        [--training epochs=1 teacher=ema ...]
 
 An arm is a method, all weights or adapters (`-lora`, as `training.lora` has them by default), and a
 rate. A chain is an arm and a seed: every stage follows the one before (no gate stands between, and
 no health rule stops one), with the same data and number of steps in all arms. Chains run in the
 order of the arms; those that are finished are not run again, one that was killed goes on from its
 last checkpoint, and the same command started twice shares the chains out. Of a finished chain its
-scores, curves and answers are kept, not its weights.
+scores, curves and answers are kept, not its weights. `--training` changes settings of all chains.
 
 Prints, and writes to WORK_DIR/sweep.md, means over the seeds of all chains that are finished there,
 with 95% intervals (Student's t; n is the number of chains):
@@ -31,13 +32,14 @@ from pathlib import Path
 from typing import Any, Self
 
 import pyarrow.parquet as pq
+from pydantic import ValidationError
 from sweep_tables import Scores, by_strictness, by_suite, table
 
 from schemas.base import BadInput, write_atomically
 from schemas.curriculum import Curriculum, Skill, load_curriculum
 from schemas.digest import digest_json
 from schemas.results import EvaluationSpec, SuiteSpec
-from schemas.settings import LoraSettings
+from schemas.settings import LoraSettings, TrainingSettings
 from schemas.stage import ALGORITHM_VERSION, StageSpec
 from sdft.data import data_hash, eval_table, read_items, read_rows, train_table, write_table
 from sdft.evaluate import evaluate
@@ -110,6 +112,27 @@ QUICKSTART_ARMS = [
 ]
 
 
+def changed(curriculum: Curriculum, settings: list[str]) -> Curriculum:
+    """The same with settings, each NAME=VALUE, in every skill's training; BadInput if one is none."""
+    given = dict(one.split("=", 1) if "=" in one else (one, "") for one in settings)
+    try:
+        skills = [
+            skill.model_copy(
+                update={
+                    "training": TrainingSettings.model_validate(
+                        {**skill.training.model_dump(), **given}
+                    )
+                }
+            )
+            for skill in curriculum.skills
+        ]
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        raise BadInput(f"--training {name}={given.get(name, '')}: {first['msg']}") from None
+    return curriculum.model_copy(update={"skills": tuple(skills)})
+
+
 class Stopped(Exception):
     """A signal came; what is finished is kept."""
 
@@ -158,7 +181,7 @@ def open_sweep(curriculum: Curriculum, work: Path, stop: Stop) -> Sweep:
 
 def run_chain(sweep: Sweep, arm: Arm, seed: int) -> list[Scores]:
     """Scores of the base, of each stage on its own skill, and of the last on all suites."""
-    changed = {
+    of_the_arm = {
         "method": arm.method,
         "learning_rate": arm.rate,
         "lora": LoraSettings() if arm.lora else None,
@@ -173,7 +196,7 @@ def run_chain(sweep: Sweep, arm: Arm, seed: int) -> list[Scores]:
             train_file=str(file),
             data_hash=digest,
             seed=seed,
-            training=skill.training.model_copy(update=changed),
+            training=skill.training.model_copy(update=of_the_arm),
             runtime=sweep.curriculum.runtime.model_copy(update={"health": "warn"}),
         )
         directory = sweep.chain_dir(arm, seed) / skill.name
@@ -253,20 +276,18 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--arms", type=Arm.parse, nargs="+", default=QUICKSTART_ARMS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, help="in place of the curriculum's own")
+    parser.add_argument(
+        "--training",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="settings in place of the curriculum's own",
+    )
     arguments = parser.parse_args()
-    curriculum = load_curriculum(arguments.curriculum)
-    if arguments.epochs:
-        skills = [
-            skill.model_copy(
-                update={"training": skill.training.model_copy(update={"epochs": arguments.epochs})}
-            )
-            for skill in curriculum.skills
-        ]
-        curriculum = curriculum.model_copy(update={"skills": tuple(skills)})
     stop = Stop()
     stop.listen()
     try:
+        curriculum = changed(load_curriculum(arguments.curriculum), arguments.training)
         with exclusive(arguments.work):
             sweep = open_sweep(curriculum, arguments.work, stop)
             score(sweep, sweep.base, sweep.suites)

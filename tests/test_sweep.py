@@ -33,7 +33,7 @@ def first_table(output: str) -> dict[tuple[str, str], list[str]]:
 def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
     write_curriculum(tmp_path)
     chains = tmp_path / "work" / "chains"
-    options = ("--arms", "sft:1e-3", "sdft-lora:1e-3", "--epochs", "1", "--seeds", "0")
+    options = ("--arms", "sft:1e-3", "sdft-lora:1e-3", "--seeds", "0", "--training", "epochs=1")
     record = chains / "sft-0.001-seed0" / "courier" / "record.json"
     killed, end = start(tmp_path, *options), time.monotonic() + LONG_S
     while not record.is_file():
@@ -54,7 +54,7 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
     assert adapted["spec"]["training"]["lora"] and adapted["steps"] == 3
     assert not list(chains.glob("*/*/model")), "weights of finished chains stay"
 
-    output, errors = (more := start(tmp_path, *options, "1")).communicate()
+    output, errors = (more := start(tmp_path, *options, "--seeds", "0", "1")).communicate()
     assert more.returncode == 0, errors
     ran = [line for line in output.splitlines() if ", seed " in line]
     assert ran == ["sft:0.001, seed 1", "sdft-lora:0.001, seed 1"]
@@ -62,7 +62,7 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
     assert chains_counted == "2" and all("±" in mean for mean in means)
     assert (tmp_path / "work" / "sweep.md").read_text() in output
 
-    other = start(tmp_path, "--epochs", "2")
+    other = start(tmp_path, "--training", "epochs=1", "divergence=jsd")
     _, errors = other.communicate()
     assert other.returncode == 1
     assert "its chains differ in settings; give another directory" in errors
@@ -74,3 +74,20 @@ def test_what_is_no_arm_is_refused(tmp_path: Path) -> None:
     _, errors = refused.communicate()
     assert refused.returncode == 2
     assert "'ppo:1e-3' is no arm" in errors
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("epoch=1", "--training epoch=1: Extra inputs are not permitted"),
+        ("teacher=student", "--training teacher=student: Input should be 'frozen' or 'ema'"),
+        ("epochs", "--training epochs=: Input should be a valid integer"),
+    ],
+)
+def test_what_is_no_setting_is_refused(tmp_path: Path, given: str, message: str) -> None:
+    write_curriculum(tmp_path)
+    refused = start(tmp_path, "--training", given)
+    _, errors = refused.communicate()
+    assert refused.returncode == 1
+    assert message in errors
+    assert not (tmp_path / "work").exists()
