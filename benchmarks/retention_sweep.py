@@ -2,14 +2,14 @@
 
     python benchmarks/retention_sweep.py examples/quickstart/curriculum.yaml WORK_DIR
         [--arms sdft:2e-4 sft:4e-4 sdft-lora:1e-3 ...] [--seeds 0 1 2]
-        [--training epochs=1 teacher=ema ...]
+        [--training epochs=1 teacher=ema ...] [--rehearsal 0.5]
 
 An arm is a method, all weights or adapters (`-lora`, as `training.lora` has them by default), and a
 rate. A chain is an arm and a seed: every stage follows the one before (no gate stands between, and
 no health rule stops one), with the same data and number of steps in all arms. Chains run in the
 order of the arms; those that are finished are not run again, one that was killed goes on from its
 last checkpoint, and the same command started twice shares the chains out. Of a finished chain its
-scores, curves and answers are kept, not its weights. `--training` changes settings of all chains.
+scores, curves and answers are kept, not its weights. `--training` and `--rehearsal` are of all.
 
 Prints, and writes to WORK_DIR/sweep.md, means over the seeds of all chains that are finished there,
 with 95% intervals (Student's t; n is the number of chains):
@@ -46,6 +46,7 @@ from sdft.evaluate import evaluate
 from sdft.modelfiles import chat_template, convert_gguf, model_files, model_hash
 from sdft.process import StageFailed, Stop, exclusive, is_locked
 from sdft.record import code_version, library_versions, verified_record
+from sdft.rehearsal import rehearsed
 from sdft.scorers import SCORERS, contains, exact_match
 from sdft.train import train
 
@@ -95,6 +96,19 @@ class Sweep:
     def chain_dir(self, arm: Arm, seed: int) -> Path:
         return self.work / "chains" / f"{arm.name}-{arm.rate:g}-seed{seed}"
 
+    def demonstrations(self, place: int, chain: Path, seed: int) -> tuple[Path, str]:
+        """The file of the skill at this place, with what its stage learns again; and its hash."""
+        names = [skill.name for skill in self.curriculum.skills[: place + 1]]
+        *earlier, own = (self.train_files[name] for name in names)
+        if not earlier or not self.curriculum.rehearsal:
+            return own
+        tables = [pq.read_table(file) for file, _ in earlier]
+        share = self.curriculum.rehearsal
+        table, _ = rehearsed(pq.read_table(own[0]), tables, share, seed)
+        file = chain / f"{names[-1]}-train.parquet"
+        write_table(table, file)
+        return file, data_hash(table)
+
     def finished(self) -> dict[Arm, list[list[Scores]]]:
         """By arm: the scores of each chain in `work` that came to its end, the base's first."""
         found: dict[Arm, list[list[Scores]]] = {}
@@ -112,8 +126,17 @@ QUICKSTART_ARMS = [
 ]
 
 
+def fraction(text: str) -> float:
+    if not 0.0 <= (value := float(text)) <= 1.0:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
 def changed(curriculum: Curriculum, settings: list[str]) -> Curriculum:
-    """The same with settings, each NAME=VALUE, in every skill's training; BadInput if one is none."""
+    """The same with settings, each NAME=VALUE, in every skill's training.
+
+    Raises BadInput for what is no setting.
+    """
     given = dict(one.split("=", 1) if "=" in one else (one, "") for one in settings)
     try:
         skills = [
@@ -168,7 +191,8 @@ def open_sweep(curriculum: Curriculum, work: Path, stop: Stop) -> Sweep:
         "data": {name: digest for name, (_, digest) in train_files.items()}
         | {f"{suite.name}, eval": suite.suite_hash for suite in suites},
         "settings": curriculum.model_dump(
-            mode="json", include={"skills": {"__all__": {"training"}}, "evaluation": True}
+            mode="json",
+            include={"skills": {"__all__": {"training"}}, "evaluation": True, "rehearsal": True},
         ),
     }
     file = work / "sweep.json"
@@ -187,8 +211,9 @@ def run_chain(sweep: Sweep, arm: Arm, seed: int) -> list[Scores]:
         "lora": LoraSettings() if arm.lora else None,
     }
     parent, rows = sweep.base, [score(sweep, sweep.base, sweep.suites)]
-    for skill in sweep.curriculum.skills:
-        file, digest = sweep.train_files[skill.name]
+    for place, skill in enumerate(sweep.curriculum.skills):
+        chain = sweep.chain_dir(arm, seed)
+        file, digest = sweep.demonstrations(place, chain, seed)
         spec = StageSpec(
             skill=skill.name,
             parent_dir=str(parent),
@@ -199,7 +224,7 @@ def run_chain(sweep: Sweep, arm: Arm, seed: int) -> list[Scores]:
             training=skill.training.model_copy(update=of_the_arm),
             runtime=sweep.curriculum.runtime.model_copy(update={"health": "warn"}),
         )
-        directory = sweep.chain_dir(arm, seed) / skill.name
+        directory = chain / skill.name
         directory.mkdir(exist_ok=True)
         if verified_record(directory) is None and train(spec, directory, sweep.stop) is None:
             raise Stopped
@@ -283,11 +308,14 @@ def main() -> None:
         metavar="NAME=VALUE",
         help="settings in place of the curriculum's own",
     )
+    parser.add_argument("--rehearsal", type=fraction, help="in place of the curriculum's own")
     arguments = parser.parse_args()
     stop = Stop()
     stop.listen()
     try:
         curriculum = changed(load_curriculum(arguments.curriculum), arguments.training)
+        if arguments.rehearsal is not None:
+            curriculum = curriculum.model_copy(update={"rehearsal": arguments.rehearsal})
         with exclusive(arguments.work):
             sweep = open_sweep(curriculum, arguments.work, stop)
             score(sweep, sweep.base, sweep.suites)

@@ -23,6 +23,7 @@ from tasks.observing import export_metrics, show_in_prefect
 from tasks.orchestration import tagged
 from tasks.publishing import JudgedStage, is_let_in, publish_stages, settle_registry
 from tasks.reconciling import reconcile_work
+from tasks.rehearsal import with_rehearsal
 from tasks.reporting import Report, report_run
 from tasks.stagefiles import StageInputs
 from tasks.training import stage_spec, train_skill
@@ -99,7 +100,9 @@ def _learn(curriculum: Curriculum, run: Fence, home_dir: str) -> Learned:
     versions: dict[int, str] = {}
     parent = prepared.base
     for number, skill in enumerate(curriculum.skills, 1):
-        data = prepared.data[skill.name]
+        knows = {one.skill: prepared.data[one.skill] for one in rows if one.passed and one.skill}
+        share, seed = curriculum.rehearsal, curriculum.seed
+        data = with_rehearsal(prepared.data[skill.name], knows, share, seed, home)
         spec = stage_spec(skill, data, parent, curriculum.seed, curriculum.runtime)
         inputs = StageInputs(curriculum=name, stage=number, data=data)
         with leased(f"{spec.key}/stage", skill.name, home):  # until others find it registered

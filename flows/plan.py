@@ -7,12 +7,14 @@ from schemas.base import Contract
 from schemas.curriculum import Curriculum, Suite
 from schemas.results import EvaluationSpec, Verdict
 from schemas.settings import GateSettings
+from schemas.snapshot import SuiteData
 from schemas.watched import Remark
 from sdft.record import library_versions
 from sdft.schedule import total_steps
 from tasks.basemodel import ModelDir, stage_model
 from tasks.evaluation import suite_spec
 from tasks.home import Home
+from tasks.rehearsal import with_rehearsal
 from tasks.seen import known_record
 from tasks.stagefiles import finished_dir
 from tasks.training import stage_spec
@@ -54,10 +56,13 @@ def plan_curriculum(curriculum: Curriculum, home: Home) -> Plan:
     prepared = prepare(curriculum, str(home.root))
     parent = prepared.base
     kept: list[Suite] = []
+    knows: dict[str, SuiteData] = {}
+    """What stages learn again; of one whose verdict is open we take it that it passes."""
     stages: list[PlannedStage] = []
     action: Action = "reused"
     for number, skill in enumerate(curriculum.skills, 1):
-        data = prepared.data[skill.name]
+        share, seed = curriculum.rehearsal, curriculum.seed
+        data = with_rehearsal(prepared.data[skill.name], knows, share, seed, home)
         assert data.train is not None
         spec = stage_spec(skill, data, parent, curriculum.seed, curriculum.runtime)
         directory = finished_dir(home, spec)
@@ -66,6 +71,7 @@ def plan_curriculum(curriculum: Curriculum, home: Home) -> Plan:
             action = "open"
         elif action == "reused" and record is None:
             action = "learned"
+        refused = False
         if record is not None:
             model = stage_model(directory, record)
             judged_on = [skill, *kept, *curriculum.general]
@@ -76,6 +82,10 @@ def plan_curriculum(curriculum: Curriculum, home: Home) -> Plan:
             elif standing.let_in:
                 parent = model
                 kept.append(skill)
+            else:
+                refused = True
+        if not refused:
+            knows[skill.name] = prepared.data[skill.name]
         stages.append(
             PlannedStage(
                 skill=skill.name,

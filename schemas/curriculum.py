@@ -89,6 +89,9 @@ class Curriculum(Contract):
     with data, a skill.yaml and, last, a file COMPLETE (`schemas.watched`)."""
     skills: Annotated[tuple[Skill, ...], Field(validate_default=True)] = ()
     general: tuple[Suite, ...] = ()
+    rehearsal: Annotated[float, Field(ge=0.0, le=1.0, exclude_if=lambda share: not share)] = 0.0
+    """Each stage learns so many demonstrations of the skills before it again, as a share of its
+    own: rows of the skills that the gate has let in, from each as many as from the others."""
     training: TrainingSettings = TrainingSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     evaluation: EvaluationSettings = EvaluationSettings()

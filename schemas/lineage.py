@@ -13,6 +13,8 @@ class DataFacts(Contract):
     source: str
     rows: int
     quarantined: int
+    rehearsed: dict[str, int]
+    """How many of the rows are of earlier skills, by skill."""
     data_hash: str
     rules: int
     """Expectations that were checked."""

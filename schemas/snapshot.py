@@ -1,7 +1,9 @@
 """Validated data: what a stage and an evaluation stand on."""
 
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
+
+from pydantic import Field
 
 from schemas.base import Contract, Sealed
 from schemas.stage import FileDigest
@@ -19,6 +21,8 @@ class Snapshot(Sealed):
     data_hash: str
     rows: int
     quarantined: int
+    rehearsed: Annotated[dict[str, int], Field(exclude_if=lambda rows: not rows)] = {}
+    """Of the rows the last ones, by skill that they come from: what a stage learns again."""
 
     def at(self, directory: Path) -> Self:
         """The same data in a copy of their directory."""

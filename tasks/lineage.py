@@ -128,6 +128,7 @@ def _data(folder: Path) -> DataFacts:
         source=snapshot.source,
         rows=snapshot.rows,
         quarantined=snapshot.quarantined,
+        rehearsed=snapshot.rehearsed,
         data_hash=snapshot.data_hash,
         rules=statistics["evaluated_expectations"],
         rules_met=statistics["successful_expectations"],

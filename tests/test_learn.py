@@ -549,6 +549,45 @@ def test_a_skill_in_the_watched_folder_is_planned_learned_and_then_recorded(plac
     assert place.learn(["alpha"], **changes).trained == ()
 
 
+def test_a_stage_learns_rows_again_of_skills_that_were_let_in(place: Place) -> None:
+    from flows.plan import plan_curriculum
+    from schemas.curriculum import load_curriculum
+    from tasks.home import Home
+    from tasks.lineage import read_lineage, row_hashes, trace
+    from tasks.proof import prove
+
+    home, changes = Home(place.home), {"rehearsal": 0.5, "name": "rehearsing"}
+
+    def planned(**more: Any) -> list[tuple[str, int]]:
+        file = write_curriculum(place.folder, ["alpha", "beta"], **changes, **more)
+        stages = plan_curriculum(load_curriculum(file), home).stages
+        return [(one.action, one.demonstrations) for one in stages]
+
+    place.learn(["alpha", "beta"])
+    assert planned() == [("judged anew", 6), ("open", 9)]
+    learned = place.learn(["alpha", "beta"], **changes)
+    assert learned.trained == ("beta",), "alpha comes first, with nothing to learn again"
+    assert planned() == [("reused", 6), ("reused", 9)]
+    assert place.learn(["alpha", "beta"], **changes).trained == ()
+
+    alpha, beta = read_lineage(home, "rehearsing@champion").stages
+    assert (alpha.data.rows, alpha.data.rehearsed) == (6, {})
+    assert (beta.data.rows, beta.data.rehearsed) == (9, {"alpha": 3})
+    runs = [place.client.get_run(one.run_id) for one in (alpha, beta)]
+    first, second = map(row_hashes, runs, ["alpha", "beta"])
+    again = second[6]
+    by_row = [one for one in trace(home, again).found if one.name == "rehearsing"]
+    assert [(one.version, one.skill, one.found) for one in by_row if one.aliases] == [
+        ("2", "alpha", f"row {first.index(again) + 1}"),
+        ("2", "beta", "row 7"),
+    ]
+    assert prove(home, "rehearsing@champion").stages == 2
+
+    strict = {"seed": 3, "gate": {"min_gain": 0.9, "max_forgetting": 1.0}}
+    assert place.learn(["alpha", "beta"], **changes, **strict).trained == ("alpha", "beta")
+    assert planned(**strict) == [("reused", 6), ("reused", 6)], "alpha was refused"
+
+
 def test_an_altered_model_is_never_taken_for_the_trained_one(place: Place) -> None:
     place.learn(["delta"])
     [stage] = [

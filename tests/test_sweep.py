@@ -33,7 +33,8 @@ def first_table(output: str) -> dict[tuple[str, str], list[str]]:
 def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
     write_curriculum(tmp_path)
     chains = tmp_path / "work" / "chains"
-    options = ("--arms", "sft:1e-3", "sdft-lora:1e-3", "--seeds", "0", "--training", "epochs=1")
+    settings = ("--training", "epochs=1", "--rehearsal", "0.5")
+    options = ("--arms", "sft:1e-3", "sdft-lora:1e-3", "--seeds", "0", *settings)
     record = chains / "sft-0.001-seed0" / "courier" / "record.json"
     killed, end = start(tmp_path, *options), time.monotonic() + LONG_S
     while not record.is_file():
@@ -51,7 +52,8 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert len(json.loads((chains / "sft-0.001-seed0" / "scores.json").read_text())["rows"]) == 3
     adapted = json.loads((chains / "sdft-lora-0.001-seed0" / "blick" / "record.json").read_text())
-    assert adapted["spec"]["training"]["lora"] and adapted["steps"] == 3
+    assert adapted["spec"]["training"]["lora"]
+    assert adapted["steps"] == 5, "12 rows, and 6 of courier again"
     assert not list(chains.glob("*/*/model")), "weights of finished chains stay"
 
     output, errors = (more := start(tmp_path, *options, "--seeds", "0", "1")).communicate()
@@ -62,18 +64,27 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
     assert chains_counted == "2" and all("±" in mean for mean in means)
     assert (tmp_path / "work" / "sweep.md").read_text() in output
 
-    other = start(tmp_path, "--training", "epochs=1", "divergence=jsd")
+    other = start(tmp_path, "--training", "epochs=1", "divergence=jsd", "--rehearsal", "0.5")
     _, errors = other.communicate()
     assert other.returncode == 1
     assert "its chains differ in settings; give another directory" in errors
 
 
-def test_what_is_no_arm_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--arms", "ppo:1e-3"), "'ppo:1e-3' is no arm"),
+        (("--rehearsal", "1.5"), "1.5 is not between 0 and 1"),
+    ],
+)
+def test_what_is_no_option_is_refused(
+    tmp_path: Path, option: tuple[str, str], message: str
+) -> None:
     write_curriculum(tmp_path)
-    refused = start(tmp_path, "--arms", "ppo:1e-3")
+    refused = start(tmp_path, *option)
     _, errors = refused.communicate()
     assert refused.returncode == 2
-    assert "'ppo:1e-3' is no arm" in errors
+    assert message in errors
 
 
 @pytest.mark.parametrize(

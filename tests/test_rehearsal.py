@@ -1,0 +1,109 @@
+"""What a stage learns again: how many rows of whom, drawn how, and what its snapshot says."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import train_rows
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas.snapshot import Snapshot, SuiteData
+from sdft.data import data_hash, train_table, write_table
+from sdft.modelfiles import all_files
+from sdft.rehearsal import rehearsed
+from tasks.home import Home
+from tasks.rehearsal import with_rehearsal
+from tasks.validation import verified_snapshot
+
+ALPHA, BETA = (train_table(train_rows(20, skill)) for skill in ("alpha", "beta"))
+
+
+def ids(table: pa.Table) -> list[str]:
+    return table.column("id").to_pylist()
+
+
+def test_own_rows_come_first_and_the_others_are_as_they_were_learned() -> None:
+    own = train_table(train_rows(12, "gamma"))
+    table, counts = rehearsed(own, [ALPHA, BETA], share=0.5, seed=0)
+    assert counts == [3, 3]
+    assert table.slice(0, 12) == own
+    for number, source in enumerate((ALPHA, BETA)):
+        part = table.slice(12 + 3 * number, 3).to_pylist()
+        places = [source.to_pylist().index(row) for row in part]
+        assert places == sorted(set(places))
+
+
+def test_which_rows_is_a_matter_of_the_seed() -> None:
+    own = train_table(train_rows(12, "gamma"))
+    drawn = {tuple(ids(rehearsed(own, [ALPHA], 0.5, seed)[0])[12:]) for seed in range(5)}
+    assert len(drawn) == 5
+    assert rehearsed(own, [ALPHA], 0.5, 3)[0] == rehearsed(own, [ALPHA], 0.5, 3)[0]
+
+
+@given(
+    there=st.lists(st.integers(1, 20), min_size=1, max_size=6),
+    own=st.integers(1, 20),
+    share=st.floats(0.0, 1.0),
+)
+def test_as_many_of_each_skill_as_there_are(there: list[int], own: int, share: float) -> None:
+    earlier = [train_table(train_rows(rows, f"skill{n}")) for n, rows in enumerate(there)]
+    table, counts = rehearsed(train_table(train_rows(own, "own")), earlier, share, seed=1)
+    assert sum(counts) == len(table) - own == min(round(share * own), sum(there))
+    short = max(counts) - 1  # who has fewer than the others, less one, has given all
+    assert all(got >= short or got == rows for got, rows in zip(counts, there, strict=True))
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    made = Home(tmp_path / "home")
+    made.data.mkdir(parents=True)
+    return made
+
+
+def snapshot(home: Home, skill: str, table: pa.Table) -> SuiteData:
+    """A validated skill, as far as matters here."""
+    folder = home.data / skill
+    folder.mkdir()
+    write_table(table, folder / "rows.parquet")
+    (folder / "result.json").write_text("{}")
+    made = Snapshot(
+        name=f"{skill}/train",
+        source=f"{skill}.jsonl",
+        directory=str(folder),
+        file=str(folder / "rows.parquet"),
+        files=all_files(folder),
+        data_hash=data_hash(table),
+        rows=len(table),
+        quarantined=0,
+    ).seal()
+    made.write(folder / "snapshot.json")
+    return SuiteData(eval=made.model_copy(update={"name": f"{skill}/eval"}), train=made)
+
+
+def test_a_snapshot_of_its_own_says_what_is_learned_again(
+    home: Home, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alpha, beta = snapshot(home, "alpha", ALPHA), snapshot(home, "beta", BETA)
+    mixed = with_rehearsal(beta, {"alpha": alpha}, 0.5, 0, home).train
+    assert mixed is not None
+    assert (mixed.rows, mixed.rehearsed, mixed.source) == (30, {"alpha": 10}, "beta.jsonl")
+    assert mixed == verified_snapshot(Path(mixed.directory))
+    assert {Path(file.path).name for file in mixed.files} == {"rows.parquet", "result.json"}
+    assert data_hash(pq.read_table(mixed.file)) == mixed.data_hash
+    assert "learns 10 of alpha again" in capsys.readouterr().out
+
+    assert with_rehearsal(beta, {"alpha": alpha}, 0.5, 0, home).train == mixed
+    assert not capsys.readouterr().out, "it was there"
+    rows = Path(mixed.file)
+    rows.write_bytes(rows.read_bytes()[:-1])
+    again = with_rehearsal(beta, {"alpha": alpha}, 0.5, 0, home).train
+    assert again == mixed == verified_snapshot(Path(mixed.directory)), "what was altered, too"
+
+
+def test_nothing_changes_where_there_is_nothing_to_rehearse(home: Home) -> None:
+    alpha, beta = snapshot(home, "alpha", ALPHA), snapshot(home, "beta", BETA)
+    assert with_rehearsal(beta, {"alpha": alpha}, 0.0, 0, home) == beta
+    assert with_rehearsal(alpha, {}, 0.5, 0, home) == alpha
+    assert "rehearsed" not in beta.text, "snapshots of before keep their hash"
