@@ -80,20 +80,25 @@ class _Checker:
 
     def check_train(self, skill: Skill, asked: list[Row]) -> Snapshot:
         rows = read_rows(skill.train, "train", self.home.cache)
-        settings = skill.training
+        template = skill.training.teacher_template
+        learned_by = [skill.training]
+        if self.curriculum.rehearsal:  # by later stages as well
+            skills = self.curriculum.skills
+            learned_by += [one.training for one in skills[skills.index(skill) + 1 :]]
+        answers = [one.max_new_tokens for one in learned_by]
+        prompts = [one.max_prompt_tokens for one in learned_by if one.max_prompt_tokens]
 
         def suite_and_facts() -> tuple[list[Expectation], list[Row]]:
-            room = self.facts.max_positions - settings.max_new_tokens
-            limit = min(settings.max_prompt_tokens or room, room)
-            expectations = train_suite(limit, settings.max_new_tokens)
-            return expectations, self.facts.train(rows, settings.teacher_template, asked)
+            room = self.facts.max_positions - max(answers)
+            expectations = train_suite(min([room, *prompts]), min(answers))
+            return expectations, self.facts.train(rows, template, asked)
 
         inputs = {
             "kind": "train",
             "rows": rows,
             "asked": [row["prompt"] for row in asked],
-            "limits": [settings.max_new_tokens, settings.max_prompt_tokens],
-            "template": settings.teacher_template,
+            "limits": [*sorted({min(answers), max(answers)}), min(prompts, default=None)],
+            "template": template,
         }
         return self._check(f"{skill.name}/train", skill.train, rows, inputs, suite_and_facts)
 

@@ -90,7 +90,7 @@ def a_stage(number: int, entries: list[Entry]) -> LineageStage:
             source=f"skills/{skill}/train.jsonl" if number < 3 else "https://example.org/a%20b.csv",
             rows=256 + number,
             quarantined=2 if number == 2 else 0,
-            rehearsed={},
+            rehearsed={SKILLS[0]: 64} if number == 2 else {},
             data_hash=sha(f"data {skill}"),
             rules=11,
             rules_met=11 if number != 2 else 10,

@@ -128,6 +128,22 @@ def test_no_skill_trains_on_what_another_suite_asks(tiny_dir: Path, tmp_path: Pa
         check(tmp_path, tiny_dir, rows, general=suites, allow_overlap=True)
 
 
+def test_rows_that_are_learned_again_must_fit_every_later_stage(
+    tiny_dir: Path, tmp_path: Path
+) -> None:
+    rows = altered(response="x" * 30)
+    check(tmp_path, tiny_dir, rows)
+    files = {kind: str(tmp_path / f"{kind}.jsonl") for kind in ("train", "eval")}
+    limits = {"alpha": {"max_new_tokens": 60}, "beta": {"max_new_tokens": 20}}
+    skills = [{"name": name, "training": one, **files} for name, one in limits.items()]
+    check(tmp_path, tiny_dir, rows, skills=skills)
+    with pytest.raises(BadInput, match=r"the response fits.*at most 20 tokens.*in row 3"):
+        check(tmp_path, tiny_dir, rows, skills=skills, rehearsal=0.5)
+    prompts = [skills[0], {**skills[1], "training": {"max_new_tokens": 60, "max_prompt_tokens": 5}}]
+    with pytest.raises(BadInput, match=r"the prompt fits \(at most 5 tokens\)"):
+        check(tmp_path, tiny_dir, rows, skills=prompts, rehearsal=0.5)
+
+
 def test_a_snapshot_is_reused_and_an_altered_one_made_again(tiny_dir: Path, tmp_path: Path) -> None:
     first = check(tmp_path, tiny_dir, train_rows(6))
     assert first.train is not None
