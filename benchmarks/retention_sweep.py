@@ -21,7 +21,6 @@ with 95% intervals (Student's t; n is the number of chains):
   scored as tool calls or regular expressions are scored so in both.
 """
 
-import argparse
 import itertools
 import json
 import shutil
@@ -29,17 +28,17 @@ import statistics
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pyarrow.parquet as pq
-from pydantic import ValidationError
+from sweep_options import Arm, changed, parse_options
 from sweep_tables import Scores, by_strictness, by_suite, table
 
 from schemas.base import BadInput, write_atomically
 from schemas.curriculum import Curriculum, Skill, load_curriculum
 from schemas.digest import digest_json
 from schemas.results import EvaluationSpec, SuiteSpec
-from schemas.settings import LoraSettings, TrainingSettings
+from schemas.settings import LoraSettings
 from schemas.stage import ALGORITHM_VERSION, StageSpec
 from sdft.data import data_hash, eval_table, read_items, read_rows, train_table, write_table
 from sdft.evaluate import evaluate
@@ -49,36 +48,6 @@ from sdft.record import code_version, library_versions, verified_record
 from sdft.rehearsal import rehearsed
 from sdft.scorers import SCORERS, contains, exact_match
 from sdft.train import train
-
-
-@dataclass(frozen=True, order=True)
-class Arm:
-    """What is compared: what is trained, by which method, at which rate."""
-
-    lora: bool
-    method: str
-    rate: float
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        name, _, rate = text.partition(":")
-        method, _, adapters = name.partition("-")
-        try:
-            if method not in ("sdft", "sft") or adapters not in ("", "lora"):
-                raise ValueError
-            return cls(bool(adapters), method, float(rate))
-        except ValueError:
-            raise argparse.ArgumentTypeError(
-                f"{text!r} is no arm; one is sdft, sft, sdft-lora or sft-lora with its rate, such "
-                "as sdft:2e-4"
-            ) from None
-
-    @property
-    def name(self) -> str:
-        return self.method + "-lora" * self.lora
-
-    def __str__(self) -> str:
-        return f"{self.name}:{self.rate:g}"
 
 
 @dataclass(frozen=True)
@@ -117,43 +86,6 @@ class Sweep:
             if "rows" in result:
                 found.setdefault(Arm.parse(result["arm"]), []).append(result["rows"])
         return dict(sorted(found.items()))
-
-
-QUICKSTART_ARMS = [
-    Arm(False, method, rate)
-    for method in ("sdft", "sft")
-    for rate in (5e-5, 1e-4, 2e-4, 4e-4, 8e-4)
-]
-
-
-def fraction(text: str) -> float:
-    if not 0.0 <= (value := float(text)) <= 1.0:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
-
-
-def changed(curriculum: Curriculum, settings: list[str]) -> Curriculum:
-    """The same with settings, each NAME=VALUE, in every skill's training.
-
-    Raises BadInput for what is no setting.
-    """
-    given = dict(one.split("=", 1) if "=" in one else (one, "") for one in settings)
-    try:
-        skills = [
-            skill.model_copy(
-                update={
-                    "training": TrainingSettings.model_validate(
-                        {**skill.training.model_dump(), **given}
-                    )
-                }
-            )
-            for skill in curriculum.skills
-        ]
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        raise BadInput(f"--training {name}={given.get(name, '')}: {first['msg']}") from None
-    return curriculum.model_copy(update={"skills": tuple(skills)})
 
 
 class Stopped(Exception):
@@ -296,26 +228,11 @@ def tables(sweep: Sweep) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("curriculum", type=Path)
-    parser.add_argument("work", type=Path)
-    parser.add_argument("--arms", type=Arm.parse, nargs="+", default=QUICKSTART_ARMS)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument(
-        "--training",
-        nargs="+",
-        default=[],
-        metavar="NAME=VALUE",
-        help="settings in place of the curriculum's own",
-    )
-    parser.add_argument("--rehearsal", type=fraction, help="in place of the curriculum's own")
-    arguments = parser.parse_args()
+    arguments = parse_options(__doc__.splitlines()[0])
     stop = Stop()
     stop.listen()
     try:
-        curriculum = changed(load_curriculum(arguments.curriculum), arguments.training)
-        if arguments.rehearsal is not None:
-            curriculum = curriculum.model_copy(update={"rehearsal": arguments.rehearsal})
+        curriculum = changed(load_curriculum(arguments.curriculum), arguments)
         with exclusive(arguments.work):
             sweep = open_sweep(curriculum, arguments.work, stop)
             score(sweep, sweep.base, sweep.suites)

@@ -34,10 +34,9 @@ def _add_stage(tree: Tree, stage: LineageStage) -> None:
         f"model [dim]{stage.model_hash[:12]}[/dim], on {stage.parent_version or 'base'}"
     )
     left_out = f", {data.quarantined} left out" if data.quarantined else ""
-    again = ", ".join(f"{count} of {skill}" for skill, count in data.rehearsed.items())
-    left_out += f", {again} again" if again else ""
+    again = "".join(f", {count} of {skill} again" for skill, count in data.rehearsed.items())
     node.add(
-        f"data      {data.rows} rows{left_out} [dim]{data.data_hash[:12]}[/dim], "
+        f"data      {data.rows} rows{left_out}{again} [dim]{data.data_hash[:12]}[/dim], "
         f"{data.rules_met} of {data.rules} rules met, from {escape(data.source)}"
     )
     chosen = ("method", "learning_rate", "epochs", "prompts_per_step", "teacher", "seed")

@@ -93,6 +93,8 @@ def test_what_is_no_option_is_refused(
         ("epoch=1", "--training epoch=1: Extra inputs are not permitted"),
         ("teacher=student", "--training teacher=student: Input should be 'frozen' or 'ema'"),
         ("epochs", "--training epochs=: Input should be a valid integer"),
+        ("learning_rate=1e-4", "--training learning_rate: is given by --arms"),
+        ("skip_first_tokens=40", "--training: Value error, skip_first_tokens 40 leaves nothing"),
     ],
 )
 def test_what_is_no_setting_is_refused(tmp_path: Path, given: str, message: str) -> None:
