@@ -69,10 +69,12 @@ def attempts(place: Learning) -> list[str]:
 
 
 def stop_outside_of_transactions(place: Learning, processes: list[int]) -> None:
-    """SIGSTOP where no database is being written: SQLite's lock stays with a stopped process."""
+    """SIGSTOP where no database is in use: SQLite's lock stays with a stopped process."""
     while True:
         for pid in processes:
             os.kill(pid, signal.SIGSTOP)
+        while not all(map(is_stopped, processes)):  # the signal comes to each thread by itself
+            time.sleep(0.01)
         if not any(is_locked(place.home.root / name) for name in ("ledger.db", "mlflow.db")):
             return
         for pid in processes:
@@ -80,10 +82,16 @@ def stop_outside_of_transactions(place: Learning, processes: list[int]) -> None:
         time.sleep(0.05)
 
 
+def is_stopped(pid: int) -> bool:
+    stats = [file.read_text() for file in Path(f"/proc/{pid}/task").glob("*/stat")]
+    return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
+
+
 def is_locked(file: Path) -> bool:
+    """Whether anybody reads or writes: who reads keeps others from ending what they write."""
     with closing(sqlite3.connect(file, timeout=0, isolation_level=None)) as connection:
         try:
-            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError:
             return True
     return False
