@@ -17,9 +17,17 @@ CASES = {
         "tokens": 28,
     },
     "smollm2": {"skill": TOOL_CALLS, "prompts": 16, "tokens": 48},
+    "smollm2-tools": {"skill": TOOL_CALLS, "prompts": 16, "tokens": 48, "tools": True},
     "1.5b": {"skill": TOOL_CALLS, "prompts": 16, "tokens": 256},
     "7b": {"skill": TOOL_CALLS, "prompts": 8, "tokens": 256},
 }
+PARAMETERS = {
+    "weather": {"city": "the city's name in English", "day": "a day of this week"},
+    "calendar": {"with": "whom to meet, by first name", "day": "a day of this week"},
+    "message": {"to": "who gets it, by first name", "text": "the message, word for word"},
+    "flight": {"from": "the city to leave from", "to": "the city to go to"},
+}
+"""Of the tools of these calls; the case `smollm2-tools` describes them in every system message."""
 SHAPES: dict[str, dict[str, Any]] = {
     "1.5b": {
         "hidden_size": 1536,
@@ -43,7 +51,34 @@ SHAPES: dict[str, dict[str, Any]] = {
 def rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     case = CASES[arguments.model]
     lines = (ROOT / str(case["skill"])).read_text().splitlines()
-    return [json.loads(line) for line in lines][: (arguments.steps + 1) * int(case["prompts"])]
+    chosen = [json.loads(line) for line in lines][: (arguments.steps + 1) * int(case["prompts"])]
+    if "tools" in case:
+        for row in chosen:
+            row["prompt"][0]["content"] += " These are the tools:\n" + described_tools()
+    return chosen
+
+
+def described_tools() -> str:
+    """The tools as a JSON schema each, a line a tool, as such system messages have it."""
+    return "\n".join(
+        json.dumps(
+            {
+                "type": "function",
+                "function": {
+                    "name": tool,
+                    "parameters": {
+                        "type": "object",
+                        "properties": {
+                            name: {"type": "string", "description": text}
+                            for name, text in parameters.items()
+                        },
+                        "required": list(parameters),
+                    },
+                },
+            }
+        )
+        for tool, parameters in PARAMETERS.items()
+    )
 
 
 def messages(row: dict[str, Any]) -> list[Any]:

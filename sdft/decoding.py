@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.generic import is_flash_attention_requested
 
+from sdft.attention import ATTENTION
 from sdft.drawing import Drawn, Sampling, draw
 from sdft.model import LanguageModel
 from sdft.prefix import Prefix, has_plain_cache, shared_prefix
 from sdft.sharding import is_sharded
 
-ATTENTION = "_attn_implementation"
-"""Where transformers looks up, in each pass, which attention a model's configuration names."""
 LEAST_STEPS = 64
 """So many steps are made at least with the same sequences where they are recorded: to record one
 for fewer sequences takes longer than those that go save in less."""

@@ -107,7 +107,7 @@ class StepGradient:
                     ) from None
             if not self._ranks.any(made is None):
                 break
-            lengths = list(map(_length, chosen, answers))
+            lengths = list(map(self._length, chosen, answers))
             if self._budget <= max(lengths):
                 raise StageFailed(
                     f"a single sequence does not fit into the device's memory ({problem}); lower "
@@ -138,7 +138,7 @@ class StepGradient:
         if not counted:  # every completion is shorter than `skip`: nothing to learn in this step
             return [divergence, entropy, trust, *losses]
         parts, ours = self._parts(
-            {index: _length(chosen[index], answers[index]) for index in counted}
+            {index: self._length(chosen[index], answers[index]) for index in counted}
         )
         scores = self._scores(parts, chosen, answers)
         with self._lm.computing():
@@ -176,6 +176,10 @@ class StepGradient:
         parts = everyones[self._ranks.rank]
         most = max(map(len, everyones)) if self._sharded else len(parts)
         return parts + [longest_first[-1:]] * (most - len(parts)), len(parts)
+
+    def _length(self, example: Example, answer: Completion) -> int:
+        """Tokens of the student's that are passed through the model for this sequence alone."""
+        return len(example.student_prompt) - len(self._student_begins) + len(answer.tokens)
 
     def _student(
         self, examples: list[Example], answers: list[Completion], prefix: Prefix
@@ -235,7 +239,3 @@ def _after(skip: int, answers: list[Completion], device: torch.device) -> Tensor
     """[R]: whether a token's row is beyond the first `skip` of its answer."""
     places = [place >= skip for one in answers for place in range(len(one.tokens))]
     return torch.tensor(places, device=device)
-
-
-def _length(example: Example, answer: Completion) -> int:
-    return len(example.student_prompt) + len(answer.tokens)

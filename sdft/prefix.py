@@ -8,12 +8,16 @@ Shapes: B sequences, T tokens of the prefix.
 
 import inspect
 import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
+
+from sdft.attention import States, behind_prefix, can_attend_apart
 
 LEAST_TOKENS = 8
 """A shorter prefix saves less than the pass through the model that it needs."""
@@ -48,24 +52,36 @@ class Prefix:
         self._made = [states for layer in cache.layers for states in (layer.keys, layer.values)]
         self._used = [states.detach().requires_grad_(states.requires_grad) for states in self._made]
 
-    def cache(self, rows: int, room: int = 0) -> DynamicCache | None:
-        """A cache that begins with the prefix in each of B rows; None where there is none.
+    @contextmanager
+    def ahead_of(self, rows: int) -> Generator[DynamicCache | None]:
+        """Inside, a pass over B whole sequences with this cache has the prefix ahead of them.
 
-        With `room`, in tokens, it is for decoding without gradients: it writes into memory for
-        so many, and none is needed to begin with.
+        None where there is no prefix.
         """
-        wide = [states.expand(rows, *states.shape[1:]) for states in self._used]
-        pairs = list(zip(wide[::2], wide[1::2], strict=True))
-        if not room:
-            return DynamicCache(pairs) if pairs else None
+        if self._used and can_attend_apart(self._model):
+            with behind_prefix(self._model, self._pairs()) as cache:
+                yield cache
+        else:
+            yield DynamicCache(self._pairs(rows)) if self._used else None
+
+    def cache(self, rows: int, room: int) -> DynamicCache | None:
+        """For decoding B sequences without gradients: begins with the prefix, if there is one.
+
+        It has memory for `room` tokens a sequence. None where the model cannot use it.
+        """
         if not has_plain_cache(self._model):
             return None
         cache = DynamicCache(config=self._model.config)
         layers: list[Any] = [RoomyLayer(room) for _ in cache.layers]
-        for layer, (keys, values) in zip(layers, pairs, strict=False):  # there may be no prefix
+        for layer, (keys, values) in zip(layers, self._pairs(rows), strict=False):  # may be none
             layer.update(keys, values)
         cache.layers = layers
         return cache
+
+    def _pairs(self, rows: int = 1) -> list[States]:
+        """Keys and values of each layer, for so many sequences."""
+        wide = [states.expand(rows, *states.shape[1:]) for states in self._used]
+        return list(zip(wide[::2], wide[1::2], strict=True))
 
     def backward(self) -> None:
         """Add the prefix's share of the gradient; call once, after the last pass that used it."""

@@ -4,6 +4,8 @@ Shapes: B sequences, T tokens after the prefix, R rows (all completion tokens, s
 sequence), D width, V vocabulary.
 """
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -37,10 +39,10 @@ def completion_hidden(
         length = len(sequence) - 1
         ids_BT[index, :length] = torch.tensor(sequence[:length])
         rows_BT[index, len(prompt) - known - 1 : length] = True
-    cache = prefix.cache(len(sequences)) if prefix else None
-    hidden_BTD = model.base_model(
-        input_ids=ids_BT.to(model.device), past_key_values=cache, use_cache=cache is not None
-    ).last_hidden_state
+    with prefix.ahead_of(len(sequences)) if prefix else nullcontext() as cache:
+        hidden_BTD = model.base_model(
+            input_ids=ids_BT.to(model.device), past_key_values=cache, use_cache=cache is not None
+        ).last_hidden_state
     return hidden_BTD[rows_BT.to(model.device)]
 
 

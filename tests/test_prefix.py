@@ -4,14 +4,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import FAMILIES, save_family
 from torch import Tensor
 
+from sdft.attention import can_attend_apart
 from sdft.drawing import Sampling
 from sdft.model import LanguageModel, load_model
 from sdft.prefix import LEAST_TOKENS, Prefix, shared_prefix
 from sdft.rollout import generate
 from sdft.scoring import completion_hidden
 
+PLAIN = [family for family in FAMILIES if "Gemma" not in family]
+"""Those that keep keys and values of all tokens."""
 BEGINS = list(range(10, 10 + 2 * LEAST_TOKENS))
 PROMPTS = [[*BEGINS, 50], [*BEGINS, 60, 61, 62, 63], [*BEGINS, 70, 71]]
 ANSWERS = [[80, 81, 82, 1], [90, 1], [100, 101, 102, 103, 1]]
@@ -37,9 +41,17 @@ def test_what_is_shared(lm: LanguageModel, prompts: list[list[int]], expected: l
     assert shared_prefix(lm.model, prompts) == expected
 
 
-def test_hidden_states_and_gradients_are_those_without_it(lm: LanguageModel) -> None:
+@pytest.mark.parametrize("apart", [True, False], ids=["apart", "in the cache"])
+@pytest.mark.parametrize("family", ["pocket's", *PLAIN])
+def test_hidden_states_and_gradients_are_those_without_it(
+    family: str, apart: bool, tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two passes use the prefix; it is gone through, forward and backward, once."""
+    directory = save_family(family, tmp_path) if family in PLAIN else tiny_dir
+    lm = load_model(directory, torch.device("cpu"))
     lm.model.double()
+    assert can_attend_apart(lm.model)
+    monkeypatch.setattr("sdft.prefix.can_attend_apart", lambda _: apart)
 
     def gradients(prefix: Prefix | None) -> tuple[Tensor, list[Tensor]]:
         lm.model.zero_grad()
