@@ -48,6 +48,7 @@ bench: setup
 	$(BIN)/python examples/smollm2/fetch_model.py
 	$(BIN)/python benchmarks/peer_loss.py
 	$(BIN)/python benchmarks/peer.py --model pocket
+	$(BIN)/python benchmarks/peer.py --model smollm2-tools --rounds 1
 	$(BIN)/python benchmarks/peer.py --model smollm2 --lora
 	$(BIN)/python benchmarks/peer.py --model smollm2
 

@@ -26,7 +26,7 @@ from sdft.teacher import Teacher
 
 SHARDED_TOKENS = 2**13
 """The same where the model is sharded: there nothing can be halved, for all ranks work together."""
-DEFAULT_TOKENS = {"cpu": 1024, "cuda": 2**17}
+DEFAULT_TOKENS = {"cpu": 768, "cuda": 2**17}
 """Tokens of a micro-batch: on a CPU what keeps its cores busy, on a GPU more than most hold, since
 there too many are found out and halved."""
 

@@ -60,6 +60,24 @@ def test_accumulating_4x1_equals_1x4(case: Case, method: str) -> None:
     assert_weights_close(one, other)
 
 
+def test_what_prompts_share_takes_no_room_in_a_micro_batch(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long system message must not leave one sequence a pass."""
+    passes = list[tuple[int, int]]()  # own tokens, and how many were shared
+
+    def hidden(model: Any, prompts: Any, completions: Any, prefix: Any) -> Any:
+        if torch.is_grad_enabled():
+            shared = len(prompts) * len(prefix.tokens)
+            passes.append((sum(map(len, [*prompts, *completions])) - shared, shared))
+        return completion_hidden(model, prompts, completions, prefix)
+
+    monkeypatch.setattr("sdft.gradient.completion_hidden", hidden)
+    record, _, _ = case.run("whole", case.spec(micro_batch_tokens=80))
+    assert len(passes) == record.steps
+    assert max(own for own, _ in passes) <= 80 < max(map(sum, passes))
+
+
 def test_where_memory_runs_out_the_step_goes_on_in_smaller_parts(
     case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
