@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from sweep_options import Arm, changed, parse_options
 from sweep_tables import Scores, by_strictness, by_suite, table
@@ -60,20 +61,23 @@ class Sweep:
     train_files: dict[str, tuple[Path, str]]
     """By skill: canonical demonstrations and their hash."""
     suites: list[SuiteSpec]
+    anchors: pa.Table | None
     stop: Stop
 
     def chain_dir(self, arm: Arm, seed: int) -> Path:
         return self.work / "chains" / f"{arm.name}-{arm.rate:g}-seed{seed}"
 
     def demonstrations(self, place: int, chain: Path, seed: int) -> tuple[Path, str]:
-        """The file of the skill at this place, with what its stage learns again; and its hash."""
+        """The file of the skill at this place, with what is learned beside it; and its hash."""
         names = [skill.name for skill in self.curriculum.skills[: place + 1]]
         *earlier, own = (self.train_files[name] for name in names)
-        if not earlier or not self.curriculum.rehearsal:
-            return own
-        tables = [pq.read_table(file) for file, _ in earlier]
         share = self.curriculum.rehearsal
+        if not (earlier and share) and not self.anchors:
+            return own
+        tables = [pq.read_table(file) for file, _ in earlier] if share else []
         table, _ = rehearsed(pq.read_table(own[0]), tables, share, seed)
+        if self.anchors:
+            table = pa.concat_tables([table, self.anchors])
         file = chain / f"{names[-1]}-train.parquet"
         write_table(table, file)
         return file, data_hash(table)
@@ -111,6 +115,9 @@ def open_sweep(curriculum: Curriculum, work: Path, stop: Stop) -> Sweep:
             file = work / "data" / f"{suite.name}-train.parquet"
             write_table(table, file)
             train_files[suite.name] = file, data_hash(table)
+    anchors = None
+    if curriculum.anchors:
+        anchors = train_table(read_rows(curriculum.anchors, "anchors", work / "cache"))
     base = Path(curriculum.base_model)
     if base.suffix == ".gguf":
         source, base = base, work / "base"
@@ -121,7 +128,8 @@ def open_sweep(curriculum: Curriculum, work: Path, stop: Stop) -> Sweep:
         "libraries": library_versions(),
         "base": model_hash(model_files(base)),
         "data": {name: digest for name, (_, digest) in train_files.items()}
-        | {f"{suite.name}, eval": suite.suite_hash for suite in suites},
+        | {f"{suite.name}, eval": suite.suite_hash for suite in suites}
+        | ({"anchors": data_hash(anchors)} if anchors else {}),
         "settings": curriculum.model_dump(
             mode="json",
             include={"skills": {"__all__": {"training"}}, "evaluation": True, "rehearsal": True},
@@ -132,7 +140,7 @@ def open_sweep(curriculum: Curriculum, work: Path, stop: Stop) -> Sweep:
         changed = ", ".join(key for key in shared if before.get(key) != shared[key])
         raise BadInput(f"{work}: its chains differ in {changed}; give another directory")
     write_atomically(file, json.dumps(shared, indent=2) + "\n")
-    return Sweep(curriculum, work, base, train_files, suites, stop)
+    return Sweep(curriculum, work, base, train_files, suites, anchors, stop)
 
 
 def run_chain(sweep: Sweep, arm: Arm, seed: int) -> list[Scores]:

@@ -82,6 +82,8 @@ def changed(curriculum: Curriculum, options: argparse.Namespace) -> Curriculum:
     given = dict(one.split("=", 1) if "=" in one else (one, "") for one in options.training)
     if taken := [name for name in OF_THE_ARM if name in given]:
         raise BadInput(f"--training {taken[0]}: is given by --arms")
+    if curriculum.anchors and (without := [arm for arm in options.arms if arm.method == "sft"]):
+        raise BadInput(f"--arms {without[0]}: has no teacher to learn the curriculum's anchors of")
     try:
         skills = [
             skill.model_copy(

@@ -11,7 +11,7 @@ from flows.options import open_curriculum
 from schemas.base import Contract
 from schemas.curriculum import Curriculum, Skill
 from schemas.results import MatrixRow, RetentionMatrix, SuiteSpec, Verdict
-from schemas.snapshot import SuiteData
+from schemas.snapshot import Snapshot, SuiteData
 from sdft.matrix import build_matrix
 from tasks.basemodel import ModelDir, resolve_base_model
 from tasks.elsewhere import check_deployments
@@ -27,7 +27,7 @@ from tasks.rehearsal import with_rehearsal
 from tasks.reporting import Report, report_run
 from tasks.stagefiles import StageInputs
 from tasks.training import stage_spec, train_skill
-from tasks.validation import validate_suite
+from tasks.validation import validate_anchors, validate_suite
 from tasks.watched import record_order, watch_skills
 
 
@@ -49,6 +49,7 @@ class Prepared(Contract):
 
     base: ModelDir
     data: dict[str, SuiteData]
+    anchors: Snapshot | None
 
     def suites(self, curriculum: Curriculum, stage: int) -> list[SuiteSpec]:
         """The suites that stage `stage` is scored on.
@@ -68,7 +69,7 @@ def prepare(curriculum: Curriculum, home_dir: str) -> Prepared:
     data = {
         suite.name: validate_suite(suite, curriculum, base, home_dir) for suite in curriculum.suites
     }
-    return Prepared(base=base, data=data)
+    return Prepared(base=base, data=data, anchors=validate_anchors(curriculum, base, home_dir))
 
 
 @flow(name="learn")
@@ -101,8 +102,8 @@ def _learn(curriculum: Curriculum, run: Fence, home_dir: str) -> Learned:
     parent = prepared.base
     for number, skill in enumerate(curriculum.skills, 1):
         knows = {one.skill: prepared.data[one.skill] for one in rows if one.passed and one.skill}
-        share, seed = curriculum.rehearsal, curriculum.seed
-        data = with_rehearsal(prepared.data[skill.name], knows, share, seed, home)
+        own = prepared.data[skill.name]
+        data = with_rehearsal(own, knows, prepared.anchors, curriculum, home)
         spec = stage_spec(skill, data, parent, curriculum.seed, curriculum.runtime)
         inputs = StageInputs(curriculum=name, stage=number, data=data)
         with leased(f"{spec.key}/stage", skill.name, home):  # until others find it registered

@@ -61,8 +61,8 @@ def plan_curriculum(curriculum: Curriculum, home: Home) -> Plan:
     stages: list[PlannedStage] = []
     action: Action = "reused"
     for number, skill in enumerate(curriculum.skills, 1):
-        share, seed = curriculum.rehearsal, curriculum.seed
-        data = with_rehearsal(prepared.data[skill.name], knows, share, seed, home)
+        own = prepared.data[skill.name]
+        data = with_rehearsal(own, knows, prepared.anchors, curriculum, home)
         assert data.train is not None
         spec = stage_spec(skill, data, parent, curriculum.seed, curriculum.runtime)
         directory = finished_dir(home, spec)

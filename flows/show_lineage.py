@@ -35,6 +35,7 @@ def _add_stage(tree: Tree, stage: LineageStage) -> None:
     )
     left_out = f", {data.quarantined} left out" if data.quarantined else ""
     again = "".join(f", {count} of {skill} again" for skill, count in data.rehearsed.items())
+    again += f", {data.anchors} anchors" if data.anchors else ""
     node.add(
         f"data      {data.rows} rows{left_out}{again} [dim]{data.data_hash[:12]}[/dim], "
         f"{data.rules_met} of {data.rules} rules met, from {escape(data.source)}"

@@ -92,6 +92,9 @@ class Curriculum(Contract):
     rehearsal: Annotated[float, Field(ge=0.0, le=1.0, exclude_if=lambda share: not share)] = 0.0
     """Each stage learns so many demonstrations of the skills before it again, as a share of its
     own: rows of the skills that the gate has let in, from each as many as from the others."""
+    anchors: Annotated[DataSource | None, Field(exclude_if=lambda one: one is None)] = None
+    """Prompts of no skill, without answers: each stage learns to go on answering them as its
+    teacher does without a demonstration. Only for SDFT."""
     training: TrainingSettings = TrainingSettings()
     runtime: RuntimeSettings = RuntimeSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -155,6 +158,7 @@ class Curriculum(Contract):
                 "skills_from": watched,
                 "base_model": base if base.startswith(HUB) else str((folder / base).resolve()),
                 "skills": tuple(skill.under(folder) for skill in self.skills),
+                "anchors": self.anchors and self.anchors.under(folder),
                 "general": tuple(
                     suite.model_copy(update={"eval": suite.eval.under(folder)})
                     for suite in self.general

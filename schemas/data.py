@@ -8,7 +8,7 @@ TRAIN_SCHEMA = pa.schema(
     [
         pa.field("id", pa.string(), False),
         pa.field("messages", pa.list_(MESSAGE), False),
-        pa.field("response", pa.string(), False),
+        pa.field("response", pa.string()),  # none: an anchor
         pa.field("context", pa.string()),
         pa.field("metadata", pa.string()),  # canonical JSON
         pa.field("row_hash", pa.string(), False),

@@ -13,6 +13,7 @@ EXPECTATIONS_VERSION = 3
 ROLES = r"^(?:system>)?(?:user>assistant>)*user$"
 _COMMON = ["row", "id", "prompt", "roles", "student_tokens"]
 TRAIN_FACTS = [*_COMMON, "response", "response_tokens", "teacher_tokens", "in_eval", "context_ok"]
+ANCHOR_FACTS = [*_COMMON, "in_eval"]
 EVAL_FACTS = [*_COMMON, "references", "reference_problem", "choices_ok"]
 
 
@@ -32,8 +33,13 @@ def train_suite(prompt_limit: int, response_limit: int) -> list[Expectation]:
         _one_of("context_ok", [True], "context is a text or null"),
         _at_most("teacher_tokens", prompt_limit, "the teacher's prompt fits"),
         _at_most("response_tokens", response_limit, "the response fits into max_new_tokens"),
-        _one_of("in_eval", [False], "the prompt is in no evaluation suite"),
+        _NOT_ASKED,
     ]
+
+
+def anchor_suite(prompt_limit: int) -> list[Expectation]:
+    """What prompts without answers must satisfy; the limit is in tokens."""
+    return [*_common_suite(ANCHOR_FACTS, prompt_limit), _NOT_ASKED]
 
 
 def eval_suite(prompt_limit: int) -> list[Expectation]:
@@ -105,3 +111,6 @@ def _at_most(column: str, limit: int, rule: str) -> Expectation:
         kwargs={"column": column, "max_value": limit},
         rule=f"{rule} (at most {limit} tokens)",
     )
+
+
+_NOT_ASKED = _one_of("in_eval", [False], "the prompt is in no evaluation suite")

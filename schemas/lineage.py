@@ -15,6 +15,8 @@ class DataFacts(Contract):
     quarantined: int
     rehearsed: dict[str, int]
     """How many of the rows are of earlier skills, by skill."""
+    anchors: int
+    """How many of the rows are prompts of no skill, to be answered as before."""
     data_hash: str
     rules: int
     """Expectations that were checked."""

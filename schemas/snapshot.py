@@ -22,7 +22,9 @@ class Snapshot(Sealed):
     rows: int
     quarantined: int
     rehearsed: Annotated[dict[str, int], Field(exclude_if=lambda rows: not rows)] = {}
-    """Of the rows the last ones, by skill that they come from: what a stage learns again."""
+    """Of the rows after the own ones, by skill that they come from: what a stage learns again."""
+    anchors: Annotated[int, Field(exclude_if=lambda rows: not rows)] = 0
+    """Of the rows the last ones: prompts that the stage is to answer as before."""
 
     def at(self, directory: Path) -> Self:
         """The same data in a copy of their directory."""

@@ -24,8 +24,16 @@ from sdft.files import disk_errors
 Row = dict[str, Any]
 
 _KINDS = (".jsonl", ".json", ".csv", ".parquet")
-_REQUIRED = {"train": ("prompt", "response"), "eval": ("prompt", "references")}
-_OPTIONAL = {"train": ("id", "context", "metadata"), "eval": ("id", "choices", "metadata")}
+_REQUIRED = {
+    "train": ("prompt", "response"),
+    "anchors": ("prompt",),
+    "eval": ("prompt", "references"),
+}
+_OPTIONAL = {
+    "train": ("id", "context", "metadata"),
+    "anchors": ("id", "metadata"),
+    "eval": ("id", "choices", "metadata"),
+}
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,8 @@ class Demonstration:
 
     id: str
     messages: list[Message]
-    response: str
+    response: str | None
+    """None for an anchor, whose teacher is shown no demonstration."""
     context: str | None
 
 
@@ -48,9 +57,10 @@ class Item:
 
 
 def read_rows(source: DataSource, kind: str, cache_dir: Path) -> list[Row]:
-    """The rows of a source with our column names, values untouched; `kind` is train or eval.
+    """The rows of a source with our column names, values untouched.
 
-    Raises BadInput for a missing, empty or unreadable file and for missing columns.
+    `kind` is train, anchors or eval. Raises BadInput for a missing, empty or unreadable file and
+    for missing columns.
     """
     columns = {ours: source.columns.get(ours, ours) for ours in _REQUIRED[kind] + _OPTIONAL[kind]}
     if unknown := set(source.columns) - set(columns):
@@ -198,13 +208,13 @@ def row_id(row: Row) -> str | None:
 
 
 def train_table(rows: Iterable[Row]) -> pa.Table:
-    """Canonical demonstrations; the rows must have passed validation."""
+    """Canonical demonstrations or anchors; the rows must have passed validation."""
     return _table(
         [
             {
                 "id": row_id(row),
                 "messages": as_messages(row["prompt"]),
-                "response": row["response"],
+                "response": row.get("response"),
                 "context": row.get("context") or None,
                 "metadata": _metadata(row),
             }

@@ -47,6 +47,14 @@ class FactMaker:
             )
         return facts
 
+    def anchors(self, rows: list[Row], asked: list[Row]) -> list[Row]:
+        """One row of ANCHOR_FACTS for each raw row; null where a fact cannot be made."""
+        asked_keys = {_prompt_key(row) for row in asked}
+        return [
+            {**self._common(number, row), "in_eval": _prompt_key(row) in asked_keys}
+            for number, row in enumerate(rows, 1)
+        ]
+
     def eval(self, rows: list[Row], scorer: str) -> list[Row]:
         """One row of EVAL_FACTS for each raw row; null where a fact cannot be made."""
         facts = []

@@ -198,8 +198,14 @@ def _open(
 
 
 def _example(lm: LanguageModel, row: Demonstration, settings: TrainingSettings) -> Example:
-    taught = teacher_messages(row.messages, row.response, row.context, settings.teacher_template)
-    response = lm.tokenizer.encode(row.response, add_special_tokens=False)
+    """A row as the two models see it; without an answer, an anchor, both see the same."""
+    taught, response = student_messages(row.messages), list[int]()
+    if row.response is not None:
+        template = settings.teacher_template
+        taught = teacher_messages(row.messages, row.response, row.context, template)
+        response = lm.tokenizer.encode(row.response, add_special_tokens=False)
+    elif settings.method == "sft":
+        raise BadInput(f"row {row.id}: has no response; SFT learns nothing else")
     return Example(
         id=row.id,
         student_prompt=lm.prompt_ids(student_messages(row.messages)),

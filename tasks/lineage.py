@@ -129,6 +129,7 @@ def _data(folder: Path) -> DataFacts:
         rows=snapshot.rows,
         quarantined=snapshot.quarantined,
         rehearsed=snapshot.rehearsed,
+        anchors=snapshot.anchors,
         data_hash=snapshot.data_hash,
         rules=statistics["evaluated_expectations"],
         rules_met=statistics["successful_expectations"],

@@ -1,10 +1,13 @@
-"""The data of a stage that rehearses: its own demonstrations with some of the skills before it."""
+"""The data of a stage: its own demonstrations, some of the skills before it, and anchors."""
 
 import shutil
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.base import BadInput
+from schemas.curriculum import Curriculum
+from schemas.data import TRAIN_SCHEMA
 from schemas.digest import digest_json
 from schemas.snapshot import Snapshot, SuiteData
 from sdft.data import data_hash, write_table
@@ -17,16 +20,20 @@ from tasks.validation import ROWS, SNAPSHOT, verified_snapshot
 
 
 def with_rehearsal(
-    data: SuiteData, earlier: dict[str, SuiteData], share: float, seed: int, home: Home
+    data: SuiteData,
+    earlier: dict[str, SuiteData],
+    anchors: Snapshot | None,
+    curriculum: Curriculum,
+    home: Home,
 ) -> SuiteData:
-    """The data of a skill with demonstrations of the skills that the stage's model knows.
+    """The data of a skill with rows of the skills that the stage's model knows, then all anchors.
 
     All of them have passed validation; its result and page are the skill's own. The snapshot is
     made once and kept, like any other.
     """
-    own = _train(data)
-    learned = {name: _train(one) for name, one in earlier.items()}
-    if not share or not learned:
+    own, share, seed = _train(data), curriculum.rehearsal, curriculum.seed
+    learned = {name: _train(one) for name, one in earlier.items()} if share else {}
+    if not learned and not anchors:
         return data
     key = {
         "own": own.hash,
@@ -34,14 +41,18 @@ def with_rehearsal(
         "share": share,
         "seed": seed,
     }
+    if anchors:
+        key["anchors"] = anchors.data_hash
     target = home.data / digest_json(key)[:32]
     try:
         made = verified_snapshot(target)
     except BadInput:  # not there, or altered
         made = None
     if made is None:
-        tables = [pq.read_table(one.file) for one in learned.values()]
-        table, counts = rehearsed(pq.read_table(own.file), tables, share, seed)
+        tables = [_rows(one) for one in learned.values()]
+        table, counts = rehearsed(_rows(own), tables, share, seed)
+        if anchors:
+            table = pa.concat_tables([table, _rows(anchors)])
         with placed(target) as partial:
             for file in own.files:
                 if file.path != ROWS:
@@ -54,12 +65,19 @@ def with_rehearsal(
                 "rehearsed": {
                     name: count for name, count in zip(learned, counts, strict=True) if count
                 },
+                "anchors": anchors.rows if anchors else 0,
             }
             made = own.model_copy(update=changed).at(target)
             made.write(partial / SNAPSHOT)
-        again = ", ".join(f"{count} of {name}" for name, count in made.rehearsed.items())
-        say("rehearse", data.eval.name.removesuffix("/eval"), f"learns {again or 'no rows'} again")
+        counted = [f"{count} of {name} again" for name, count in made.rehearsed.items()]
+        counted += [f"{made.anchors} anchors"] * bool(made.anchors)
+        with_it = ", ".join(counted) or "no rows again"
+        say("rehearse", data.eval.name.removesuffix("/eval"), f"learns {with_it}")
     return data.model_copy(update={"train": made.at(target)})
+
+
+def _rows(snapshot: Snapshot) -> pa.Table:
+    return pq.read_table(snapshot.file, schema=TRAIN_SCHEMA)  # before, no response was no row
 
 
 def _train(data: SuiteData) -> Snapshot:

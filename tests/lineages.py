@@ -91,6 +91,7 @@ def a_stage(number: int, entries: list[Entry]) -> LineageStage:
             rows=256 + number,
             quarantined=2 if number == 2 else 0,
             rehearsed={SKILLS[0]: 64} if number == 2 else {},
+            anchors=56 if number == 2 else 0,
             data_hash=sha(f"data {skill}"),
             rules=11,
             rules_met=11 if number != 2 else 10,

@@ -50,6 +50,16 @@ def test_columns_are_mapped_and_messages_kept(tmp_path: Path) -> None:
     assert table["response"].to_pylist() == ["Hi"]
 
 
+def test_anchors_need_no_answer(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "asked.jsonl", [{"q": "Hello", "other": 1}])
+    rows = read(DataSource(path=str(path), columns={"prompt": "q"}), tmp_path, "anchors")
+    assert train_table(rows)["response"].to_pylist() == [None]
+    with pytest.raises(BadInput, match=r"has no column 'response' \(for response\)"):
+        read(DataSource(path=str(path), columns={"prompt": "q"}), tmp_path)
+    with pytest.raises(BadInput, match="maps response, which is none of ours"):
+        read(DataSource(path=str(path), columns={"response": "q"}), tmp_path, "anchors")
+
+
 def test_a_change_in_any_row_or_their_order_changes_the_hash() -> None:
     base = data_hash(train_table(ROWS))
     assert data_hash(train_table(ROWS[::-1])) != base

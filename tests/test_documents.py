@@ -177,7 +177,8 @@ def test_the_page_has_every_hash_and_fact(lineage: Lineage) -> None:
     assert hashes(lineage) <= set(re.findall(r"[0-9a-f]{64}", page.text))
     assert all(stage.run_link in page.text for stage in lineage.stages)
     for fact in (
-        "258 rows, 2 more refused and set aside, 64 of almanac learned again",
+        "258 rows, 2 more refused and set aside, 64 of almanac learned again, 56 prompts to be "
+        "answered as before",
         "10 of 11 rules met",
         "80 steps in 23 s",
         "NVIDIA H100 80GB HBM3",

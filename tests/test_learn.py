@@ -588,6 +588,29 @@ def test_a_stage_learns_rows_again_of_skills_that_were_let_in(place: Place) -> N
     assert planned(**strict) == [("reused", 6), ("reused", 6)], "alpha was refused"
 
 
+def test_a_stage_learns_anchors_beside_its_own_rows(place: Place) -> None:
+    from flows.plan import plan_curriculum
+    from schemas.curriculum import load_curriculum
+    from sdft.data import train_table
+    from tasks.home import Home
+    from tasks.lineage import read_lineage, trace
+
+    rows = [{"prompt": f"Name {n}"} for n in range(3)]
+    write_jsonl(place.folder / "anchors.jsonl", rows)
+    changes = {"anchors": "anchors.jsonl", "name": "anchored", "seed": 42}
+    file = write_curriculum(place.folder, ["alpha"], **changes)
+    home = Home(place.home)
+    [planned] = plan_curriculum(load_curriculum(file), home).stages
+    assert (planned.demonstrations, planned.steps) == (9, 6)
+    assert place.learn(["alpha"], **changes).trained == ("alpha",)
+    assert place.learn(["alpha"], **changes).trained == ()
+    [alpha] = read_lineage(home, "anchored@champion").stages
+    assert (alpha.data.rows, alpha.data.rehearsed, alpha.data.anchors) == (9, {}, 3)
+    asked = train_table(rows)["row_hash"][1].as_py()
+    [found] = trace(home, asked).found
+    assert (found.name, found.skill, found.found) == ("anchored", "alpha", "row 8")
+
+
 def test_an_altered_model_is_never_taken_for_the_trained_one(place: Place) -> None:
     place.learn(["delta"])
     [stage] = [

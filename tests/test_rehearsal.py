@@ -9,8 +9,10 @@ from conftest import train_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
+from schemas.curriculum import Curriculum, DataSource, Skill
+from schemas.data import TRAIN_SCHEMA
 from schemas.snapshot import Snapshot, SuiteData
-from sdft.data import data_hash, train_table, write_table
+from sdft.data import data_hash, read_demonstrations, train_table, write_table
 from sdft.modelfiles import all_files
 from sdft.rehearsal import rehearsed
 from tasks.home import Home
@@ -62,6 +64,11 @@ def home(tmp_path: Path) -> Home:
     return made
 
 
+def curriculum(share: float) -> Curriculum:
+    skill = Skill(name="beta", train=DataSource(path="t.jsonl"), eval=DataSource(path="e.jsonl"))
+    return Curriculum(name="demo", base_model="model", skills=(skill,), rehearsal=share)
+
+
 def snapshot(home: Home, skill: str, table: pa.Table) -> SuiteData:
     """A validated skill, as far as matters here."""
     folder = home.data / skill
@@ -86,7 +93,7 @@ def test_a_snapshot_of_its_own_says_what_is_learned_again(
     home: Home, capsys: pytest.CaptureFixture[str]
 ) -> None:
     alpha, beta = snapshot(home, "alpha", ALPHA), snapshot(home, "beta", BETA)
-    mixed = with_rehearsal(beta, {"alpha": alpha}, 0.5, 0, home).train
+    mixed = with_rehearsal(beta, {"alpha": alpha}, None, curriculum(0.5), home).train
     assert mixed is not None
     assert (mixed.rows, mixed.rehearsed, mixed.source) == (30, {"alpha": 10}, "beta.jsonl")
     assert mixed == verified_snapshot(Path(mixed.directory))
@@ -94,16 +101,47 @@ def test_a_snapshot_of_its_own_says_what_is_learned_again(
     assert data_hash(pq.read_table(mixed.file)) == mixed.data_hash
     assert "learns 10 of alpha again" in capsys.readouterr().out
 
-    assert with_rehearsal(beta, {"alpha": alpha}, 0.5, 0, home).train == mixed
+    assert with_rehearsal(beta, {"alpha": alpha}, None, curriculum(0.5), home).train == mixed
     assert not capsys.readouterr().out, "it was there"
     rows = Path(mixed.file)
     rows.write_bytes(rows.read_bytes()[:-1])
-    again = with_rehearsal(beta, {"alpha": alpha}, 0.5, 0, home).train
+    again = with_rehearsal(beta, {"alpha": alpha}, None, curriculum(0.5), home).train
     assert again == mixed == verified_snapshot(Path(mixed.directory)), "what was altered, too"
 
 
 def test_nothing_changes_where_there_is_nothing_to_rehearse(home: Home) -> None:
     alpha, beta = snapshot(home, "alpha", ALPHA), snapshot(home, "beta", BETA)
-    assert with_rehearsal(beta, {"alpha": alpha}, 0.0, 0, home) == beta
-    assert with_rehearsal(alpha, {}, 0.5, 0, home) == alpha
+    assert with_rehearsal(beta, {"alpha": alpha}, None, curriculum(0.0), home) == beta
+    assert with_rehearsal(alpha, {}, None, curriculum(0.5), home) == alpha
     assert "rehearsed" not in beta.text, "snapshots of before keep their hash"
+
+
+def test_anchors_come_last_in_every_stage(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
+    alpha, beta = snapshot(home, "alpha", ALPHA), snapshot(home, "beta", BETA)
+    prompts = [{"id": f"a{n}", "prompt": f"Name {n}"} for n in range(3)]
+    anchors = snapshot(home, "anchors", train_table(prompts)).train
+    first = with_rehearsal(alpha, {}, anchors, curriculum(0.5), home).train
+    second = with_rehearsal(beta, {"alpha": alpha}, anchors, curriculum(0.5), home).train
+    assert first is not None and second is not None
+    assert (first.rows, first.rehearsed, first.anchors) == (23, {}, 3)
+    assert (second.rows, second.rehearsed, second.anchors) == (33, {"alpha": 10}, 3)
+    for mixed in (first, second):
+        rows = read_demonstrations(Path(mixed.file))
+        assert [one.id for one in rows if one.response is None] == ["a0", "a1", "a2"]
+        assert rows[-3].messages == [{"role": "user", "content": "Name 0"}]
+    said = capsys.readouterr().out
+    assert "learns 3 anchors" in said and "learns 10 of alpha again, 3 anchors" in said
+    without = with_rehearsal(beta, {"alpha": alpha}, anchors, curriculum(0.0), home).train
+    assert without is not None and (without.rows, without.rehearsed) == (23, {})
+
+
+def test_rows_of_homes_from_before_there_were_anchors(home: Home) -> None:
+    """Their files say that every row has a response."""
+    beta = snapshot(home, "beta", BETA)
+    assert beta.train is not None
+    place = TRAIN_SCHEMA.get_field_index("response")
+    strict = TRAIN_SCHEMA.set(place, TRAIN_SCHEMA.field(place).with_nullable(False))
+    pq.write_table(BETA.cast(strict), beta.train.file)
+    anchors = snapshot(home, "anchors", train_table([{"id": "a", "prompt": "Name one"}])).train
+    mixed = with_rehearsal(beta, {}, anchors, curriculum(0.0), home).train
+    assert mixed is not None and mixed.rows == 21

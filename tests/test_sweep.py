@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT
 from learning import LONG_S, write_curriculum
 
@@ -68,6 +69,22 @@ def test_what_is_finished_is_not_run_again(tmp_path: Path) -> None:
     _, errors = other.communicate()
     assert other.returncode == 1
     assert "its chains differ in settings; give another directory" in errors
+
+
+def test_anchors_of_the_curriculum_are_learned_where_there_is_a_teacher(tmp_path: Path) -> None:
+    file = write_curriculum(tmp_path, skills=("courier",))
+    rows = [json.dumps({"prompt": f"Name {n}"}) for n in range(4)]
+    (tmp_path / "anchors.jsonl").write_text("\n".join(rows))
+    content = yaml.safe_load(file.read_text())
+    file.write_text(yaml.safe_dump(content | {"anchors": "anchors.jsonl"}))
+    options = ("--seeds", "0", "--training", "epochs=1")
+    _, errors = (refused := start(tmp_path, "--arms", "sft:1e-3", *options)).communicate()
+    assert refused.returncode == 1
+    assert "--arms sft:0.001: has no teacher to learn the curriculum's anchors of" in errors
+    _, errors = (ran := start(tmp_path, "--arms", "sdft:1e-3", *options)).communicate()
+    assert ran.returncode == 0, errors
+    stage = tmp_path / "work" / "chains" / "sdft-0.001-seed0" / "courier"
+    assert json.loads((stage / "record.json").read_text())["steps"] == 4, "16 rows, 4 a step"
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import train_rows
 from stages import BASIC, Case, StopAfter, assert_weights_close
 from torch.nn import Parameter
 
@@ -20,6 +21,7 @@ from schemas.base import BadInput
 from schemas.settings import LoraSettings, RuntimeSettings, TrainingSettings
 from schemas.stage import StageRecord
 from sdft.checkpoint import is_due
+from sdft.data import train_table, write_table
 from sdft.lora import add_adapter
 from sdft.model import LanguageModel, load_model
 from sdft.process import StageFailed, Stop
@@ -58,6 +60,32 @@ def test_accumulating_4x1_equals_1x4(case: Case, method: str) -> None:
     _, parts, other = case.run("parts", case.spec(training, micro_batch_tokens=1))
     assert parts == pytest.approx(whole, rel=1e-3)
     assert_weights_close(one, other)
+
+
+def test_an_anchor_teaches_the_student_to_stay(case: Case) -> None:
+    """Both see the same, so at first there is nothing to learn of it; later there is."""
+    rows = [*train_rows(2), *({"id": f"anchor-{n}", "prompt": f"Name {n}"} for n in range(2))]
+    table = train_table(rows)
+    write_table(table, case.file)
+    training = BASIC.model_copy(update={"epochs": 4, "prompts_per_step": 4, "warmup_steps": 0})
+    spec = case.spec(training, rollouts_a_step=4)
+    _, _, directory = case.run("anchored", spec)
+    found = [
+        row
+        for path in sorted((directory / "rollouts").iterdir())
+        for row in pq.read_table(path).to_pylist()
+    ]
+    by_step: dict[int, dict[str, float]] = {}
+    for row in found:
+        by_step.setdefault(row["step"], {})[row["id"]] = row["divergence"]
+    first, last = by_step[1], by_step[max(by_step)]
+    assert [abs(first[f"anchor-{n}"]) < 1e-6 for n in range(2)] == [True, True]
+    assert min(first["alpha-0"], first["alpha-1"]) > 1e-3
+    assert min(last["anchor-0"], last["anchor-1"]) > 1e-6, "the student has moved"
+
+    sft = spec.model_copy(update={"training": training.model_copy(update={"method": "sft"})})
+    with pytest.raises(BadInput, match="row anchor-0: has no response; SFT learns nothing else"):
+        case.run("sft", sft)
 
 
 def test_what_prompts_share_takes_no_room_in_a_micro_batch(

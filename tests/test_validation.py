@@ -10,9 +10,9 @@ from conftest import eval_rows, save_tiny_model, train_rows, write_jsonl
 
 from schemas.base import BadInput
 from schemas.curriculum import Curriculum
-from schemas.snapshot import SuiteData
+from schemas.snapshot import Snapshot, SuiteData
 from tasks.basemodel import ModelDir, describe_model, resolve_base_model
-from tasks.validation import validate_suite
+from tasks.validation import validate_anchors, validate_suite
 
 
 def check(
@@ -142,6 +142,62 @@ def test_rows_that_are_learned_again_must_fit_every_later_stage(
     prompts = [skills[0], {**skills[1], "training": {"max_new_tokens": 60, "max_prompt_tokens": 5}}]
     with pytest.raises(BadInput, match=r"the prompt fits \(at most 5 tokens\)"):
         check(tmp_path, tiny_dir, rows, skills=prompts, rehearsal=0.5)
+
+
+def check_anchors(
+    folder: Path, model_dir: Path, rows: list[dict], method: str = "sdft", **changes: object
+) -> Snapshot | None:
+    files = {
+        "train": str(write_jsonl(folder / "train.jsonl", train_rows(3))),
+        "eval": str(write_jsonl(folder / "eval.jsonl", eval_rows(3))),
+    }
+    content = {
+        "name": "demo",
+        "base_model": str(model_dir),
+        "skills": [
+            {"name": "alpha", "training": {"max_new_tokens": 60, "max_prompt_tokens": 50}, **files},
+            {"name": "beta", "training": {"max_new_tokens": 20, "method": method}, **files},
+        ],
+        "general": [{"name": "general", "eval": files["eval"]}],
+        "anchors": str(write_jsonl(folder / "anchors.jsonl", rows)),
+    }
+    curriculum = Curriculum.model_validate(content | changes)
+    home = str(folder / "home")
+    return validate_anchors.fn(curriculum, describe_model(model_dir), home)
+
+
+def anchors_with(**change: object) -> list[dict]:
+    rows = [{"id": f"a{n}", "prompt": f"Name {n}"} for n in range(4)]
+    rows[2] |= change
+    return rows
+
+
+def test_anchors_are_prompts_without_answers(tiny_dir: Path, tmp_path: Path) -> None:
+    made = check_anchors(tmp_path, tiny_dir, anchors_with())
+    assert made is not None and (made.name, made.rows, made.quarantined) == ("anchors", 4, 0)
+    answered = anchors_with(response="ignored")
+    assert check_anchors(tmp_path, tiny_dir, answered) == made
+    assert pq.read_table(made.file)["response"].to_pylist() == [None] * 4
+    assert check_anchors(tmp_path, tiny_dir, answered, anchors=None) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt": "Please say alpha 1"}, "the prompt is in no evaluation suite: not so in row 3"),
+        ({"prompt": " "}, "prompt is not blank: not so in row 3"),
+        ({"id": "a0"}, "id is unique.*: not so in row 1, 3"),
+        ({"prompt": "x" * 60}, r"the prompt fits \(at most 50 tokens\): not so in row 3"),
+    ],
+)
+def test_bad_anchors_are_named(change: dict, message: str, tiny_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=rf"(?s)anchors\.jsonl: .*{message}"):
+        check_anchors(tmp_path, tiny_dir, anchors_with(**change))
+
+
+def test_anchors_need_a_teacher_in_every_stage(tiny_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="the skill beta is learned by sft, which has no teacher"):
+        check_anchors(tmp_path, tiny_dir, anchors_with(), method="sft")
 
 
 def test_a_snapshot_is_reused_and_an_altered_one_made_again(tiny_dir: Path, tmp_path: Path) -> None:

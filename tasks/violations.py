@@ -1,0 +1,106 @@
+"""Rows that break a rule: found by Great Expectations, set aside, and told to people."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from schemas.base import Contract, write_atomically
+from schemas.expectations import Expectation
+from sdft.data import Row, row_id, write_table
+
+SHOWN_ROWS = 8
+
+
+class Violation(Contract):
+    """An expectation that some rows break; `rows` are numbered from 1 as in the source."""
+
+    rule: str
+    rows: tuple[int, ...]
+
+
+def run_expectations(
+    name: str, facts: list[Row], expectations: list[Expectation], directory: Path
+) -> list[Violation]:
+    """Run the suite over the facts; writes result.json and the Data Docs page docs.html.
+
+    An expectation that crashed counts as broken, by no row in particular.
+    """
+    import great_expectations as gx
+    import pandas as pd
+    from great_expectations.data_context.types.base import (
+        DataContextConfig,
+        InMemoryStoreBackendDefaults,
+        ProgressBarsConfig,
+    )
+    from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
+    from great_expectations.render.renderer import ValidationResultsPageRenderer
+    from great_expectations.render.view import DefaultJinjaPageView
+
+    # The page is rendered here; the default context would leave an empty docs site in /tmp.
+    stores = InMemoryStoreBackendDefaults(init_temp_docs_sites=False)
+    settings = DataContextConfig(
+        store_backend_defaults=stores, progress_bars=ProgressBarsConfig(globally=False)
+    )
+    context = gx.get_context(mode="ephemeral", project_config=settings)
+    batch = (
+        context.data_sources.add_pandas("rows")
+        .add_dataframe_asset(name)
+        .add_batch_definition_whole_dataframe("all")
+        .get_batch({"dataframe": pd.DataFrame(facts)})
+    )
+    suite = gx.ExpectationSuite(name=name)
+    for one in expectations:
+        suite.add_expectation_configuration(
+            ExpectationConfiguration(type=one.type, kwargs=one.kwargs, meta={"rule": one.rule})
+        )
+    result = batch.validate(
+        suite,
+        result_format={"result_format": "COMPLETE", "unexpected_index_column_names": ["row"]},
+    )
+    document: Any = result.to_json_dict()
+    write_atomically(directory / "result.json", json.dumps(document, indent=1))
+    page = DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(result))
+    write_atomically(directory / "docs.html", page)
+    return [
+        Violation(
+            rule=one["expectation_config"]["meta"]["rule"],
+            rows=tuple(
+                int(place["row"]) for place in one["result"].get("unexpected_index_list") or ()
+            ),
+        )
+        for one in document["results"]
+        if not one["success"]
+    ]
+
+
+def write_quarantine(rows: list[Row], violations: list[Violation], path: Path) -> None:
+    reasons: dict[int, list[str]] = {}
+    for violation in violations:
+        for row in violation.rows:
+            reasons.setdefault(row, []).append(violation.rule)
+    table = [
+        {
+            "row": number,
+            "id": row_id(rows[number - 1]),
+            "reasons": why,
+            "content": json.dumps(rows[number - 1], ensure_ascii=False, default=str),
+        }
+        for number, why in sorted(reasons.items())
+    ]
+    write_table(pa.Table.from_pylist(table), path)
+
+
+def message_of(source: str, violations: list[Violation], directory: Path) -> str:
+    lines = [f"{source}: {len(violations)} rules are broken"]
+    for violation in violations:
+        shown = ", ".join(map(str, violation.rows[:SHOWN_ROWS]))
+        more = len(violation.rows) - SHOWN_ROWS
+        where = f" in row {shown}" if violation.rows else ""
+        where += f" and {more} more" if more > 0 else ""
+        lines.append(f"  {violation.rule}: not so{where}")
+    lines.append(f"  details: {directory / 'docs.html'}")
+    if any(violation.rows for violation in violations):
+        lines.append(f"  the rows with their reasons: {directory / 'quarantine.parquet'}")
+    return "\n".join(lines)
