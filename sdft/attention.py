@@ -9,6 +9,7 @@ Shapes: B sequences, P tokens of the prefix, T tokens after it, H heads, K heads
 G = H / K, D width of a head.
 """
 
+import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -28,14 +29,18 @@ States = tuple[Tensor, Tensor]
 """Keys and values of a layer, [1, K, P, D] each."""
 
 
-def can_attend_apart(model: PreTrainedModel) -> bool:
-    """Whether a model on a CPU leaves attention to what its configuration names, for each pass.
+def can_attend_apart(model: PreTrainedModel, states: Sequence[States]) -> bool:
+    """Whether a model on a CPU looks its attention up, by name, in the table that all share.
 
-    One that is compiled would be compiled anew for each.
+    One that is compiled would be compiled anew for each pass; values as wide as their keys are what
+    torch's flash attention wants (those of latent attention are not).
     """
-    named = model.is_backend_compatible() and getattr(model.config, ATTENTION) == "sdpa"
+    module = sys.modules[type(model).__module__]
+    looks_up = getattr(module, "ALL_ATTENTION_FUNCTIONS", None) is ALL_ATTENTION_FUNCTIONS
+    plain = looks_up and getattr(model.config, ATTENTION) == "sdpa"
     is_compiled = getattr(model.base_model, "_compiled_call_impl", None) is not None
-    return named and model.device.type == "cpu" and not is_compiled
+    alike = all(keys.shape == values.shape for keys, values in states)
+    return model.device.type == "cpu" and plain and alike and not is_compiled
 
 
 @contextmanager

@@ -58,11 +58,12 @@ class Prefix:
 
         None where there is no prefix.
         """
-        if self._used and can_attend_apart(self._model):
-            with behind_prefix(self._model, self._pairs()) as cache:
+        states = self._pairs()
+        if states and can_attend_apart(self._model, states):
+            with behind_prefix(self._model, states) as cache:
                 yield cache
         else:
-            yield DynamicCache(self._pairs(rows)) if self._used else None
+            yield DynamicCache(self._pairs(rows)) if states else None
 
     def cache(self, rows: int, room: int) -> DynamicCache | None:
         """For decoding B sequences without gradients: begins with the prefix, if there is one.

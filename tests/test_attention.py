@@ -78,9 +78,11 @@ def test_a_model_is_as_it_was_afterwards_whatever_happens(tiny_dir: Path) -> Non
 
 def test_which_models_can(tiny_dir: Path) -> None:
     model = load_model(tiny_dir, torch.device("cpu")).model
-    assert can_attend_apart(model)
+    wide, narrow = torch.zeros(1, 2, 9, 8), torch.zeros(1, 2, 9, 6)
+    assert can_attend_apart(model, [(wide, wide)])
+    assert not can_attend_apart(model, [(wide, narrow)])
     model.base_model.compile()
-    assert not can_attend_apart(model)  # it would be compiled anew for each pass
+    assert not can_attend_apart(model, [(wide, wide)])  # it would be compiled anew for each pass
     eager = load_model(tiny_dir, torch.device("cpu")).model
     eager.set_attn_implementation("eager")
-    assert not can_attend_apart(eager)
+    assert not can_attend_apart(eager, [(wide, wide)])
