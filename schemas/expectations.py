@@ -33,13 +33,13 @@ def train_suite(prompt_limit: int, response_limit: int) -> list[Expectation]:
         _one_of("context_ok", [True], "context is a text or null"),
         _at_most("teacher_tokens", prompt_limit, "the teacher's prompt fits"),
         _at_most("response_tokens", response_limit, "the response fits into max_new_tokens"),
-        _NOT_ASKED,
+        _not_asked(),
     ]
 
 
 def anchor_suite(prompt_limit: int) -> list[Expectation]:
     """What prompts without answers must satisfy; the limit is in tokens."""
-    return [*_common_suite(ANCHOR_FACTS, prompt_limit), _NOT_ASKED]
+    return [*_common_suite(ANCHOR_FACTS, prompt_limit), _not_asked()]
 
 
 def eval_suite(prompt_limit: int) -> list[Expectation]:
@@ -113,4 +113,5 @@ def _at_most(column: str, limit: int, rule: str) -> Expectation:
     )
 
 
-_NOT_ASKED = _one_of("in_eval", [False], "the prompt is in no evaluation suite")
+def _not_asked() -> Expectation:
+    return _one_of("in_eval", [False], "the prompt is in no evaluation suite")
