@@ -7,11 +7,12 @@ import torch
 from peft import LoraConfig, LoraModel, PeftModel, get_peft_model
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from schemas.base import BadInput
 from schemas.settings import LoraSettings
+from sdft.pretrained import open_weights
 
 STUDENT, TEACHER = "default", "teacher"
 """Names of the adapters in the model; peft saves the one named `default` as the adapter."""
@@ -72,15 +73,16 @@ def merged_weights(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
 def save_adapter(student: PeftModel, parent_hash: str, directory: Path) -> None:
     """Write the student's adapter as peft does; it names its parent by hash, not by a path here."""
     _settle(student, parent_hash)
-    student.save_pretrained(str(directory), selected_adapters=[STUDENT])
+    # Whether to save embeddings it would else ask the hub, where no model has that hash for a name.
+    student.save_pretrained(
+        str(directory), selected_adapters=[STUDENT], save_embedding_layers=False
+    )
     (directory / "README.md").unlink(missing_ok=True)  # an empty form
 
 
 def merged(parent_dir: Path, adapter_dir: Path) -> PreTrainedModel:
     """The parent with an adapter added to its weights, in fp32 on the CPU: always the same."""
-    parent = AutoModelForCausalLM.from_pretrained(
-        parent_dir, dtype=torch.float32, local_files_only=True, use_safetensors=True
-    )
+    parent = open_weights(parent_dir, torch.float32)
     return PeftModel.from_pretrained(parent, str(adapter_dir)).merge_and_unload()
 
 
@@ -90,9 +92,7 @@ def stacked(base_dir: Path, adapter_dirs: Sequence[Path]) -> PeftModel:
     Its rank is the sum of theirs; it adds the sum of their products, which is what merging them one
     after the other adds, up to rounding.
     """
-    base = AutoModelForCausalLM.from_pretrained(
-        base_dir, dtype="auto", local_files_only=True, use_safetensors=True
-    )
+    base = open_weights(base_dir, "auto")
     names = [f"stage-{number}" for number in range(len(adapter_dirs))]
     stack = PeftModel.from_pretrained(base, str(adapter_dirs[0]), names[0])
     for name, directory in zip(names[1:], adapter_dirs[1:], strict=True):

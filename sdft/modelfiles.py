@@ -4,18 +4,22 @@ Nothing here loads weights into a model except `convert_gguf`.
 """
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from schemas.base import BadInput
 from schemas.digest import digest_file, digest_json
 from schemas.stage import FileDigest
+from sdft.files import placed
 
 _NOT_THE_MODEL = {"README.md", "LICENSE", "LICENSE.txt"}
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-_PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
+_PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+WEIGHTS = (".safetensors", *_PICKLED, ".h5", ".msgpack", ".onnx", ".gguf")
+"""How the names of files with weights end, whoever wrote them."""
 
 
 def check_model_dir(directory: Path) -> None:
@@ -30,12 +34,13 @@ def check_model_dir(directory: Path) -> None:
         raise BadInput(f"{directory}: has no config.json, so it is no Hugging Face model directory")
     _read_json(directory / "config.json")
     if not any(directory.glob("*.safetensors")):
-        pickled = [path.name for pattern in _PICKLED for path in directory.glob(pattern)]
+        pickled = sorted(path.name for path in directory.iterdir() if path.suffix in _PICKLED)
         found = f"only pickled weights ({', '.join(pickled)})" if pickled else "no weights"
         raise BadInput(
             f"{directory}: has {found}; save it with model.save_pretrained(), which writes "
             "safetensors, the only format that is read"
         )
+    _check_weights(directory)
     vocabulary = any((directory / name).is_file() for name in _VOCABULARIES)
     if not vocabulary or not (directory / "tokenizer_config.json").is_file():
         raise BadInput(f"{directory}: has no tokenizer; add one with tokenizer.save_pretrained()")
@@ -49,6 +54,19 @@ def check_model_dir(directory: Path) -> None:
             raise BadInput(
                 f"{directory}: its tokenizer has no {token}; set tokenizer.{token} and save"
             )
+
+
+def _check_weights(directory: Path) -> None:
+    for path in directory.glob("*.safetensors"):
+        try:
+            with safe_open(path, "np"):  # reads the header, which says how long the file is
+                pass
+        except SafetensorError as error:
+            raise BadInput(f"{path}: is not whole ({error}); copy it again") from None
+    for index in directory.glob("*.safetensors.index.json"):
+        for name in set(_read_json(index).get("weight_map", {}).values()):
+            if not (directory / name).is_file():
+                raise BadInput(f"{directory}: {name}, which {index.name} lists, is not there")
 
 
 def chat_template(directory: Path) -> str | None:
@@ -113,10 +131,13 @@ def convert_gguf(source: Path, target: Path) -> None:
     from tokenizers import pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    from sdft.pretrained import complete
+
     place = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
-    loaded = AutoModelForCausalLM.from_pretrained(**place, dtype="float32")
+    loaded = complete(
+        AutoModelForCausalLM.from_pretrained(**place, dtype="float32", output_loading_info=True),
+        source,
+    )
     config = loaded.config
     delattr(config, "quantization_config")  # or the saved model asks for the GGUF file again
     # A copy without the GGUF quantizer: transformers refuses to save the loaded model itself.
@@ -134,6 +155,6 @@ def convert_gguf(source: Path, target: Path) -> None:
             ]
         )
     tokenizer.model_max_length = config.max_position_embeddings
-    model.save_pretrained(partial)
-    tokenizer.save_pretrained(partial)
-    partial.rename(target)
+    with placed(target) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from schemas.base import BadInput
 from schemas.stage import FileDigest, StageRecord, StageSpec
 from sdft.files import placed
-from sdft.modelfiles import all_files, model_files, model_hash
+from sdft.modelfiles import WEIGHTS, all_files, model_files, model_hash
 from sdft.stagelog import METRICS, ROLLOUTS
 
 if TYPE_CHECKING:  # reading a record must not cost the import of torch
@@ -136,6 +136,4 @@ def library_versions() -> dict[str, str]:
 
 
 def _belongs(file: Path) -> bool:
-    return file.suffix not in {".safetensors", ".bin", ".pt", ".md"} and not file.name.endswith(
-        ".index.json"
-    )
+    return file.suffix not in (*WEIGHTS, ".md") and not file.name.endswith(".index.json")

@@ -68,8 +68,10 @@ def save_package(model_dir: Path, stack: Stack | None, target: Path) -> None:
     Of a stack of adapters only these are saved, as one, with the path of their base.
     """
     import mlflow.transformers
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+    from transformers import PreTrainedModel
     from transformers.utils import logging as transformers_logging
+
+    from sdft.pretrained import open_tokenizer, open_weights
 
     transformers_logging.disable_progress_bar()
     # Into as large files as the trainer's: MLflow would cut a model of over 500 MB into others.
@@ -82,10 +84,8 @@ def save_package(model_dir: Path, stack: Stack | None, target: Path) -> None:
         warnings.simplefilter("ignore")
         mlflow.transformers.save_model(
             {
-                "model": _stacked(stack)
-                if stack
-                else AutoModelForCausalLM.from_pretrained(model_dir, dtype="auto"),
-                "tokenizer": AutoTokenizer.from_pretrained(model_dir),
+                "model": _stacked(stack) if stack else open_weights(model_dir, "auto"),
+                "tokenizer": open_tokenizer(model_dir),
             },
             path=str(target),
             task="llm/v1/chat",

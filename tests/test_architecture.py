@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +52,9 @@ def test_no_pickle_and_no_remote_code() -> None:
     for path in SOURCES:
         text = path.read_text(encoding="utf-8")
         assert "torch.load(" not in text, path
-        assert "trust_remote_code" not in text, path
+        assert not re.search(r"trust_remote_code\W+True", text), path
+        if path.name not in ("pretrained.py", "modelfiles.py"):  # the second's GGUF files hold none
+            assert not re.search(r"Auto\w+\.from_pretrained", text), f"{path} may ask to run code"
         assert "pickle" not in imported(path), path
 
 
