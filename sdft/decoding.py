@@ -55,7 +55,7 @@ class Batch:
     def keep(self, rows: list[int]) -> None:
         """Go on with these sequences alone."""
         kept = torch.tensor(rows, device=self._lm.device)
-        self._cache.batch_select_indices(kept)
+        self._cache.reorder_cache(kept)
         self._ids_BT, self._mask_BT = self._ids_BT[kept], self._mask_BT[kept]
         self._positions_BT, self._draws_BS = self._positions_BT[kept], self._draws_BS[kept]
 

@@ -127,10 +127,10 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = (memory[..., :end, :] for memory in self._memory)
         return self.keys, self.values
 
-    def batch_select_indices(self, indices: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keep these rows only."""
         known = self._room if self._place_1 is not None else self.get_seq_length()
-        kept = [memory[..., :known, :][indices] for memory in self._memory]
+        kept = [memory[..., :known, :][beam_idx] for memory in self._memory]
         self._memory = [self._empty(states) for states in kept]
         for memory, states in zip(self._memory, kept, strict=True):
             memory[..., :known, :] = states

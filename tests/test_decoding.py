@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES, save_family
+from conftest import make_tokenizer, save_tiny_model
+from families import FAMILIES, TINY, save_family
+from transformers import AutoConfig, PretrainedConfig
 
 from sdft import decoding
 from sdft.decoding import Batch, RecordedBatch, masked_attention
@@ -103,3 +105,43 @@ def test_a_gpu_replays_what_it_recorded(tiny_dir: Path, monkeypatch: pytest.Monk
     assert len(replays) >= max(len(one.tokens) for one in recorded) // 2
     monkeypatch.setattr(decoding, "RecordedBatch", Batch)
     assert_same(recorded, answers(lm))
+
+
+@pytest.mark.parametrize("kind", ["lfm2", "qwen3_next", "falcon_h1"])
+def test_states_that_are_no_keys_and_values_leave_with_their_sequence(
+    kind: str, tmp_path: Path
+) -> None:
+    """Convolutions, linear attention, and a state space beside attention in each layer."""
+    model = save_tiny_model(tmp_path / "model", without_all_keys(kind))
+    lm = load_model(model, torch.device("cpu"))
+    prompts = [list(range(30, 30 + length)) for length in (20, 35, 28)]
+    greedy = Sampling(12)
+    first = generate(lm, prompts[:1], greedy)[0].tokens
+    lm = replace(lm, eos_ids=frozenset([first[3]]))
+    alone = [generate(lm, [prompt], greedy)[0].tokens for prompt in prompts]
+    assert len(alone[0]) < max(map(len, alone))
+    assert [one.tokens for one in generate(lm, prompts, greedy)] == alone
+
+
+def without_all_keys(kind: str) -> PretrainedConfig:
+    tokenizer = make_tokenizer()
+    common = TINY | {"intermediate_size": 64, "num_key_value_heads": 1, "head_dim": 16}
+    common |= {"vocab_size": len(tokenizer), "bos_token_id": None}
+    common |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    special: dict[str, object] = {
+        "lfm2": {"layer_types": ["conv", "full_attention"]},
+        "qwen3_next": {
+            "layer_types": ["linear_attention", "full_attention"],
+            **dict.fromkeys(("num_experts", "linear_num_value_heads", "linear_num_key_heads"), 2),
+            **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 16),
+            **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 16),
+            "num_experts_per_tok": 1,
+        },
+        "falcon_h1": {
+            "mamba_d_ssm": 32,
+            "mamba_n_heads": 2,
+            "mamba_d_state": 8,
+            "mamba_d_head": 16,
+        },
+    }[kind]
+    return AutoConfig.for_model(kind, **common, **special)

@@ -71,7 +71,7 @@ def test_a_decoding_cache_is_one_piece_of_memory(lm: LanguageModel) -> None:
         places.add(roomy.layers[0].keys.data_ptr())
     assert len(places) == 1
     for cache in (roomy, growing):
-        cache.batch_select_indices(torch.tensor([0, 2]))
+        cache.reorder_cache(torch.tensor([0, 2]))
     logits = [
         lm.model(torch.tensor([[1], [2]]), past_key_values=c).logits for c in (roomy, growing)
     ]
