@@ -35,7 +35,7 @@ class Teacher:
     def update(self, trained: Mapping[str, Tensor]) -> None:
         """Move the averages towards the student; call once after every optimizer step."""
         for name, average in self.averages.items():
-            average.lerp_(trained[name], self.rate)
+            average.lerp_(trained[name].to(average.device), self.rate)
 
 
 def open_teacher(lm: LanguageModel, adapter: PeftModel | None, spec: StageSpec) -> Teacher:
@@ -49,7 +49,8 @@ def _copy(lm: LanguageModel, settings: TrainingSettings, runtime: RuntimeSetting
     """One more copy of the model: in the compute dtype when frozen, in fp32 when averaged."""
     model = copy.deepcopy(lm.model).requires_grad_(False).eval()
     if settings.teacher == "frozen":
-        move(model, lm.compute)
+        for weight in model.parameters():  # not its buffers: rotary frequencies stay in fp32
+            weight.data = weight.data.to(lm.compute)
 
     def rest_on_the_cpu() -> None:
         move(model, torch.device("cpu"))

@@ -12,7 +12,7 @@ from sdft.drawing import Sampling
 from sdft.model import Head, load_model, pick_compute, pick_device
 from sdft.rollout import generate
 from sdft.stagelog import read_metrics
-from sdft.teacher import open_teacher
+from sdft.teacher import Teacher, open_teacher
 
 CPU = torch.device("cpu")
 LORA = BASIC.model_copy(update={"lora": LoraSettings(rank=4), "learning_rate": 1e-2})
@@ -45,9 +45,15 @@ def test_a_frozen_teacher_is_kept_in_the_compute_dtype_and_averages_in_fp32(case
     lm = load_model(case.model_dir, CPU, torch.bfloat16)
     frozen = open_teacher(lm, None, case.spec())
     assert {one.dtype for one in frozen.model.parameters()} == {torch.bfloat16}
+    assert {one.dtype for one in frozen.model.buffers()} == {torch.float32}  # rotary frequencies
     assert {one.dtype for one in lm.model.parameters()} == {torch.float32}
     averaged = open_teacher(lm, None, case.spec(BASIC.model_copy(update={"teacher": "ema"})))
     assert {one.dtype for one in averaged.averages.values()} == {torch.float32}
+
+
+def test_averages_need_not_lie_where_the_student_is() -> None:
+    on_another = {"weight": torch.zeros(2, device="meta")}
+    Teacher(torch.nn.Linear(1, 1), rate=0.5, averages=on_another).update({"weight": torch.ones(2)})
 
 
 def test_in_bf16_the_heads_gradient_is_summed_in_fp32() -> None:
