@@ -18,7 +18,7 @@ from trl.experimental.sdft.loss_utils import compute_full_logit_self_distillatio
 
 from schemas.settings import RuntimeSettings, TrainingSettings
 from schemas.stage import StageSpec
-from schemas.templates import student_messages, teacher_messages
+from schemas.templates import teacher_messages
 from sdft.data import as_messages
 from sdft.drawing import Sampling
 from sdft.gradient import Example, StepGradient
@@ -66,7 +66,7 @@ def example(lm: LanguageModel, row: dict[str, Any], template: str) -> Example:
     assert messages is not None
     taught = teacher_messages(messages, row["response"], None, template)
     shown = Completion([lm.end_of_turn], finished=True)
-    student = lm.prompt_ids(student_messages(messages))
+    student = lm.prompt_ids(messages)
     return Example("", student, lm.prompt_ids(taught), shown)
 
 

@@ -27,11 +27,6 @@ def check_template(text: str) -> None:
         )
 
 
-def student_messages(messages: list[Message]) -> list[Message]:
-    """What the student sees: the prompt's turns, without demonstration or source text."""
-    return messages
-
-
 def teacher_messages(
     messages: list[Message], response: str, context: str | None, template: str
 ) -> list[Message]:

@@ -14,7 +14,6 @@ import pyarrow as pa
 from schemas.data import ITEM_SCHEMA
 from schemas.digest import digest_file
 from schemas.results import CellFile, EvaluationSpec, SuiteSpec
-from schemas.templates import student_messages
 from sdft.cells import CELL, ITEMS, cell_of
 from sdft.data import Item, read_items, write_table
 from sdft.drawing import Sampling
@@ -51,7 +50,7 @@ def answer_items(
 
     An item without a score has another status and the reason, not a score of 0 by silence.
     """
-    prompts = [lm.prompt_ids(student_messages(item.messages)) for item in items]
+    prompts = [lm.prompt_ids(item.messages) for item in items]
     room = lm.max_positions - spec.settings.max_new_tokens
     sampling = Sampling(spec.settings.max_new_tokens)
     results: dict[int, dict[str, object]] = {}
@@ -113,4 +112,4 @@ def main(spec_file: Path, cells_dir: Path, stop: Stop) -> bool:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_program(main, smaller="evaluation.batch_size")

@@ -24,11 +24,11 @@ from sdft.scoring import can_pack, completion_hidden
 from sdft.sharding import is_sharded
 from sdft.teacher import Teacher
 
-SHARDED_TOKENS = 2**13
-"""The same where the model is sharded: there nothing can be halved, for all ranks work together."""
 DEFAULT_TOKENS = {"cpu": 768, "cuda": 2**17}
 """Tokens of a micro-batch: on a CPU what keeps its cores busy, on a GPU more than most hold, since
 there too many are found out and halved."""
+SHARDED_TOKENS = 2**13
+"""The same where the model is sharded: there nothing can be halved, for all ranks work together."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ class StepGradient:
             if not self._ranks.any(made is None):
                 break
             lengths = list(map(self._length, chosen, answers))
-            if self._budget <= max(lengths):
+            dealt = self._dealt(dict(enumerate(lengths)))
+            if all(len(part) == 1 for parts in dealt for part in parts):
                 raise StageFailed(
                     f"a single sequence does not fit into the device's memory ({problem}); lower "
                     "training.max_new_tokens or shorten the prompts"
@@ -144,7 +145,7 @@ class StepGradient:
         with self._lm.computing():
             prefix = Prefix(self._lm.model, self._student_begins)
         for place, (indices, score) in enumerate(zip(parts, scores, strict=True)):
-            counts = place < ours
+            counts = 1.0 if place < ours else 0.0
             said = [answers[index] for index in indices]
             rows_B = torch.tensor([rows[index] for index in indices], device=self._lm.device)
             hidden_RD = self._student([chosen[index] for index in indices], said, prefix)
@@ -167,15 +168,21 @@ class StepGradient:
 
         The rest are there because ranks of a sharded model go through it equally often.
         """
+        dealt = self._dealt(lengths)
+        parts = dealt[self._ranks.rank]
+        most = max(map(len, dealt)) if self._sharded else len(parts)
+        shortest = min(lengths, key=lambda index: lengths[index])
+        return parts + [[shortest]] * (most - len(parts)), len(parts)
+
+    def _dealt(self, lengths: dict[int, int]) -> list[list[list[int]]]:
+        """The micro-batches of each rank."""
         longest_first = sorted(lengths, key=lambda index: -lengths[index])
-        everyones = list[list[list[int]]]()
+        dealt = list[list[list[int]]]()
         for rank in range(self._ranks.world):
-            dealt = longest_first[rank :: self._ranks.world]
-            parts = micro_batches([lengths[index] for index in dealt], self._budget)
-            everyones.append([[dealt[place] for place in part] for part in parts])
-        parts = everyones[self._ranks.rank]
-        most = max(map(len, everyones)) if self._sharded else len(parts)
-        return parts + [longest_first[-1:]] * (most - len(parts)), len(parts)
+            ours = longest_first[rank :: self._ranks.world]
+            parts = micro_batches([lengths[index] for index in ours], self._budget)
+            dealt.append([[ours[place] for place in part] for part in parts])
+        return dealt
 
     def _length(self, example: Example, answer: Completion) -> int:
         """Tokens of the student's that are passed through the model for this sequence alone."""

@@ -76,8 +76,11 @@ def is_locked(directory: Path) -> bool:
     return False
 
 
-def run_program(main: Callable[[Path, Path, Stop], bool]) -> None:
-    """Run `main(spec file, directory, stop)` from the command line and exit with what it means."""
+def run_program(main: Callable[[Path, Path, Stop], bool], smaller: str) -> None:
+    """Run `main(spec file, directory, stop)` from the command line and exit with what it means.
+
+    `smaller` is the setting that a person lowers where memory runs out.
+    """
     if len(sys.argv) != 3:
         sys.exit(f"usage: python -m {main.__module__} SPEC.json DIRECTORY")
     from transformers.utils.logging import disable_progress_bar
@@ -90,7 +93,7 @@ def run_program(main: Callable[[Path, Path, Stop], bool]) -> None:
     except BadInput as error:
         _end(str(error), EXIT_BAD_INPUT)
     except (StageFailed, OSError, RuntimeError, MemoryError) as error:
-        if (problem := _explained(error)) is None:
+        if (problem := _explained(error, smaller)) is None:
             raise
         _end(problem, EXIT_ERROR)
     sys.exit(0 if finished else EXIT_STOPPED)
@@ -106,19 +109,19 @@ def _end(problem: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _explained(error: Exception) -> str | None:
+def _explained(error: Exception, smaller: str) -> str | None:
     """What a person can do about an error that is no fault of the program; None for any other."""
     if isinstance(error, StageFailed):
         return str(error)
     if _is_of_memory(error):
         said = str(error).partition("\n")[0] or type(error).__name__
         return (
-            f"out of memory ({said}); the last good checkpoint is untouched: set "
-            "runtime.micro_batch_tokens to less than it is, or give it more memory"
+            f"out of memory ({said}); what was saved before is untouched: set {smaller} to less "
+            "than it is, or give it more memory"
         )
     if isinstance(error, OSError):
         return (
-            f"{error.filename or 'a file'}: {error.strerror or error}; the last good checkpoint is "
+            f"{error.filename or 'a file'}: {error.strerror or error}; what was saved before is "
             "untouched: put the disk in order and run the same command again"
         )
     return None

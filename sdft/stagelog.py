@@ -33,7 +33,7 @@ class StageLog:
         (directory / ROLLOUTS).mkdir(exist_ok=True)
         last = _rollouts_file(known.count(b"\n"))
         for path in (directory / ROLLOUTS).iterdir():
-            if path.name > last:
+            if path.name > last or path.name.startswith("."):  # one that was not written to its end
                 path.unlink()
 
     @property

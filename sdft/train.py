@@ -22,7 +22,7 @@ from peft import PeftModel
 from schemas.base import BadInput
 from schemas.settings import TrainingSettings
 from schemas.stage import StageRecord, StageSpec, StepMetrics
-from schemas.templates import student_messages, teacher_messages
+from schemas.templates import teacher_messages
 from sdft.checkpoint import Checkpoints
 from sdft.data import Demonstration, read_demonstrations
 from sdft.drawing import Sampling
@@ -199,7 +199,7 @@ def _open(
 
 def _example(lm: LanguageModel, row: Demonstration, settings: TrainingSettings) -> Example:
     """A row as the two models see it; without an answer, an anchor, both see the same."""
-    taught, response = student_messages(row.messages), list[int]()
+    taught, response = row.messages, list[int]()
     if row.response is not None:
         template = settings.teacher_template
         taught = teacher_messages(row.messages, row.response, row.context, template)
@@ -208,7 +208,7 @@ def _example(lm: LanguageModel, row: Demonstration, settings: TrainingSettings) 
         raise BadInput(f"row {row.id}: has no response; SFT learns nothing else")
     return Example(
         id=row.id,
-        student_prompt=lm.prompt_ids(student_messages(row.messages)),
+        student_prompt=lm.prompt_ids(row.messages),
         teacher_prompt=lm.prompt_ids(taught),
         demonstration=Completion([*response, lm.end_of_turn], finished=True),
     )
@@ -218,16 +218,18 @@ def check_lengths(lm: LanguageModel, examples: list[Example], settings: Training
     """Raise BadInput, naming the row, for whatever would not fit; nothing is ever cut."""
     room = lm.max_positions - settings.max_new_tokens
     limit = min(settings.max_prompt_tokens or room, room)
+    why, change = f"{lm.max_positions} positions less max_new_tokens", "lower max_new_tokens"
+    if limit < room:
+        why, change = "max_prompt_tokens", "raise it"
     for example in examples:
-        for who, prompt in [
-            ("student", example.student_prompt),
-            ("teacher", example.teacher_prompt),
-        ]:
+        prompts = {"student": example.student_prompt}
+        if settings.method == "sdft":
+            prompts["teacher"] = example.teacher_prompt
+        for who, prompt in prompts.items():
             if len(prompt) > limit:
                 raise BadInput(
                     f"row {example.id}: the {who}'s prompt has {len(prompt)} tokens, the limit is "
-                    f"{limit} ({lm.max_positions} positions, {settings.max_new_tokens} of them for "
-                    "max_new_tokens); shorten the row or lower max_new_tokens"
+                    f"{limit} ({why}); shorten the row or {change}"
                 )
         if len(example.demonstration.tokens) > settings.max_new_tokens:
             raise BadInput(
@@ -251,4 +253,4 @@ def main(spec_file: Path, directory: Path, stop: Stop) -> bool:
 
 
 if __name__ == "__main__":
-    run_program(main)
+    run_program(main, smaller="runtime.micro_batch_tokens")

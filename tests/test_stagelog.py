@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sdft.stagelog import METRICS, MetricsReader, StageLog, read_metrics
+from sdft.stagelog import METRICS, ROLLOUTS, MetricsReader, StageLog, read_metrics
 
 
 def steps(log: StageLog, *numbers: int) -> None:
@@ -55,5 +55,6 @@ def test_rollouts_of_steps_that_are_run_again_are_dropped(tmp_path: Path) -> Non
     for step in (1, 3):
         log.rollout(step=step, divergence=0.0, **row)
         log.flush_rollouts(step + 1)
+    (tmp_path / ROLLOUTS / ".step-000002.parquet.partial").touch()  # the disk was full
     StageLog(tmp_path, known)
     assert [path.name for path in (tmp_path / "rollouts").iterdir()] == ["step-000002.parquet"]

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import pkgutil
+import shutil
 import signal
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -141,12 +142,26 @@ def test_a_stage_that_learns_from_no_token_is_stopped_and_says_what_to_change(
     assert capsys.readouterr().out.count("warning: step 5: no completion") == 1
 
 
-def limit_memory(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
-    """A device on which the student can be trained on so many tokens at once."""
+def test_short_questions_with_long_teachers_are_taken_apart_to_the_last(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Micro-batches hold so many of the student's tokens; it is the teacher's that are too many."""
+    rows = [row | {"context": f"{number}" * 80} for number, row in enumerate(train_rows(4))]
+    rows[0]["prompt"] += "0" * 30
+    write_table(train_table(rows), case.file)
+    spec = case.spec(BASIC.model_copy(update={"epochs": 1}))
+    _, losses, _ = case.run("whole", spec)
+    limit_memory(monkeypatch, tokens=200, of="teacher")
+    _, again, _ = case.run("parts", spec)
+    assert again == pytest.approx(losses, rel=1e-4)
+
+
+def limit_memory(monkeypatch: pytest.MonkeyPatch, tokens: int, of: str = "student") -> None:
+    """A device on which so many tokens of one of the two can be computed at once."""
 
     def hidden(model: Any, prompts: Any, completions: Any, prefix: Any) -> Any:
         length = sum(map(len, [*prompts, *completions])) - len(prompts) * len(prefix.tokens)
-        if torch.is_grad_enabled() and length > tokens:
+        if torch.is_grad_enabled() == (of == "student") and length > tokens:
             raise torch.OutOfMemoryError("tried to allocate")
         return completion_hidden(model, prompts, completions, prefix)
 
@@ -310,8 +325,14 @@ def test_every_setting_that_changes_the_result_changes_the_key(case: Case) -> No
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_prompt_tokens": 10}, "the student's prompt has 14 tokens, the limit is 10"),
-        ({"max_new_tokens": 220}, "the teacher's prompt has"),
+        (
+            {"max_prompt_tokens": 10},
+            r"the student's prompt has 14 .* limit is 10 \(max_prompt_tokens\); .*or raise it",
+        ),
+        (
+            {"max_new_tokens": 220},
+            r"the teacher's prompt has .* \(256 positions less max_new_tokens\); .* lower max_new",
+        ),
         ({"max_new_tokens": 3}, "the response has 9 tokens"),
     ],
 )
@@ -321,6 +342,22 @@ def test_settings_that_do_not_fit_are_refused_with_the_numbers(
     with pytest.raises(BadInput, match=message):
         case.run("bad", case.spec(BASIC.model_copy(update=settings)))
     assert not (case.folder / "bad" / "record.json").exists()
+
+
+def test_no_teachers_prompt_limits_plain_fine_tuning(case: Case) -> None:
+    case.run("sft", case.spec(BASIC.model_copy(update={"method": "sft", "max_prompt_tokens": 14})))
+
+
+def test_weights_in_other_formats_do_not_go_on_to_the_stages_model(
+    case: Case, tmp_path: Path
+) -> None:
+    parent = shutil.copytree(case.model_dir, tmp_path / "parent")
+    for name in ("model.onnx", "tf_model.h5", "consolidated.00.pth", "NOTICE.txt"):
+        (parent / name).write_text("as it was")
+    moved = {"parent_dir": str(parent)}
+    _, _, directory = case.run("stage", case.spec().model_copy(update=moved))
+    known = {path.name for path in case.model_dir.iterdir()} | {"NOTICE.txt"}
+    assert {path.name for path in (directory / "model").iterdir()} == known
 
 
 def test_a_model_of_which_nothing_can_be_trained_is_refused(
