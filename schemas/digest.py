@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,16 @@ def canonical_json(value: JsonValue | dict[str, Any]) -> str:
     return json.dumps(
         value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is no number that JSON can hold")
+    return number
+
+
+STRICT_JSON = json.JSONDecoder(parse_constant=_finite, parse_float=_finite)
+"""Refuses NaN and infinity, also as 1e999: what it reads, `canonical_json` can write."""
 
 
 def digest_json(value: JsonValue | dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ Whatever the file format, the same rows give the same hash: it is taken over can
 
 import csv
 import json
+import re
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,12 +18,13 @@ import pyarrow.parquet as pq
 from schemas.base import BadInput, sync
 from schemas.curriculum import HUB, DataSource
 from schemas.data import EVAL_SCHEMA, TRAIN_SCHEMA
-from schemas.digest import canonical_json, digest_json
+from schemas.digest import STRICT_JSON, canonical_json, digest_json
 from schemas.templates import Message
 from sdft.files import disk_errors
 
 Row = dict[str, Any]
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _KINDS = (".jsonl", ".json", ".csv", ".parquet")
 _REQUIRED = {
     "train": ("prompt", "response"),
@@ -133,15 +135,19 @@ def _load(source: DataSource, cache_dir: Path) -> Any:
 def _json_rows(path: Path) -> list[Row]:
     """Rows as they stand: the datasets library would make dates of texts that look like some."""
     text = path.read_text(encoding="utf-8-sig")
-    numbered = [(1, text)] if path.suffix == ".json" else enumerate(text.splitlines(), 1)
+    numbered = [(1, text)] if path.suffix == ".json" else enumerate(text.split("\n"), 1)
     rows: list[Row] = []
     for number, part in numbered:
         if not part.strip():
             continue
         try:
-            value = json.loads(part)
+            value = STRICT_JSON.decode(part)
+            if _SURROGATE.search(part):
+                json.dumps(value, ensure_ascii=False).encode()
         except json.JSONDecodeError as error:
             raise BadInput(f"{path}:{number + error.lineno - 1}: is no JSON: {error.msg}") from None
+        except ValueError as error:
+            raise BadInput(f"{path}:{number}: holds what is no text or number: {error}") from None
         found = value if path.suffix == ".json" and isinstance(value, list) else [value]
         if not all(isinstance(row, dict) for row in found):
             raise BadInput(f"{path}:{number}: holds something else than an object")
@@ -204,7 +210,7 @@ def row_id(row: Row) -> str | None:
     """The row's own id as text, or one made from its content where the file has none."""
     if "id" in row:
         return None if row["id"] is None else str(row["id"])
-    return digest_json({key: _plain(value) for key, value in row.items()})[:16]
+    return digest_json({key: plain(value) for key, value in row.items()})[:16]
 
 
 def train_table(rows: Iterable[Row]) -> pa.Table:
@@ -249,12 +255,12 @@ def _table(rows: list[Row], schema: pa.Schema) -> pa.Table:
 
 def _metadata(row: Row) -> str | None:
     value = row.get("metadata")
-    return None if value is None else canonical_json(_plain(value))
+    return None if value is None else canonical_json(plain(value))
 
 
-def _plain(value: Any) -> Any:
-    """`value` as JSON can hold it; columns such as timestamps become text."""
-    return json.loads(json.dumps(value, default=str))
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: timestamps and the like become text, pandas' NaN null."""
+    return json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
 
 
 def data_hash(table: pa.Table) -> str:

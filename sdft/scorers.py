@@ -1,11 +1,10 @@
 """How a completion is scored against its references: 1.0 or 0.0, by the best reference."""
 
-import json
 import re
 from collections.abc import Callable
 from typing import Any
 
-from schemas.digest import canonical_json
+from schemas.digest import STRICT_JSON, canonical_json
 
 Score = Callable[[str, list[str]], float]
 
@@ -48,20 +47,13 @@ SCORERS: dict[str, Score] = {
 }
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_no_constant)
-
-
 def first_object(text: str) -> dict[str, Any] | None:
     """The first JSON object in a text, which may stand between other words; None without one."""
     start = text.find("{")
     while start >= 0:
         try:
-            value, _ = _DECODER.raw_decode(text, start)
-        except ValueError:  # also for a number too long for Python
+            value, _ = STRICT_JSON.raw_decode(text, start)
+        except ValueError:  # also for a number that Python or JSON cannot hold
             start = text.find("{", start + 1)
             continue
         return value

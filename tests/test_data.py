@@ -5,6 +5,8 @@ from pathlib import Path
 
 import datasets
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import train_rows, write_jsonl
 from hypothesis import given
@@ -84,6 +86,9 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
     (folder / "empty.jsonl").touch()
     (folder / "latin.jsonl").write_bytes(b'{"prompt": "caf\xe9", "response": "x"}\n')
     (folder / "broken.jsonl").write_text('{"prompt": "a", "response": "b"}\n{"prompt": \n')
+    (folder / "nan.jsonl").write_text('{"prompt": "a", "response": "b", "metadata": NaN}\n')
+    (folder / "large.jsonl").write_text('{"prompt": "a"}\n{"prompt": "a", "metadata": [1e999]}\n')
+    (folder / "half.jsonl").write_text('{"prompt": "\\ud83d", "response": "b"}\n')
     (folder / "rows.txt").write_text("hello")
     (folder / "list.jsonl").write_text("[1]\n")
     (folder / "blank.jsonl").write_text("\n\n")
@@ -96,6 +101,9 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
         "truncated": (folder / "cut.parquet", "cannot be read"),
         "not UTF-8": (folder / "latin.jsonl", "cannot be read"),
         "broken JSON": (folder / "broken.jsonl", r"broken\.jsonl:2: is no JSON"),
+        "NaN": (folder / "nan.jsonl", r"nan\.jsonl:1: holds what is no text or number: NaN"),
+        "infinity": (folder / "large.jsonl", r"large\.jsonl:2: .*1e999 is no number"),
+        "half a character": (folder / "half.jsonl", r"half\.jsonl:1: .*surrogates not allowed"),
         "no object": (folder / "list.jsonl", r"list\.jsonl:1: holds something else"),
         "no rows": (folder / "blank.jsonl", "has no rows"),
         "shifted CSV": (folder / "shifted.csv", r"shifted\.csv:3: has 3 fields, the header 2"),
@@ -112,6 +120,9 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
         "truncated",
         "not UTF-8",
         "broken JSON",
+        "NaN",
+        "infinity",
+        "half a character",
         "no object",
         "no rows",
         "shifted CSV",
@@ -124,6 +135,24 @@ def test_bad_files_are_refused_by_name(name: str, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=message) as error:
         read(path, tmp_path)
     assert str(path) in str(error.value)
+
+
+def test_line_ends_of_other_alphabets_are_text(tmp_path: Path) -> None:
+    said = "a\u2028b\u2029c\u0085d \U0001f600"
+    row = json.dumps({"prompt": said, "response": "\U0001f600"})
+    raw = json.dumps({"prompt": said, "response": "e"}, ensure_ascii=False)
+    (tmp_path / "rows.jsonl").write_bytes(f"{row}\r\n{raw}\r\n".encode())
+    first, second = read(tmp_path / "rows.jsonl", tmp_path)
+    assert first == {"prompt": said, "response": "\U0001f600"}
+    assert second == {"prompt": said, "response": "e"}
+
+
+def test_what_pandas_calls_missing_is_null(tmp_path: Path) -> None:
+    scores = [{"metadata": {"score": score}} for score in (0.5, float("nan"))]
+    rows = [row | score for row, score in zip(train_rows(2), scores, strict=True)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    table = train_table(read(tmp_path / "rows.parquet", tmp_path))
+    assert table["metadata"].to_pylist() == ['{"score":0.5}', '{"score":null}']
 
 
 def test_texts_stay_texts(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from sdft.scorers import SCORERS, reference_problem
         ("tool_call", '{"a": true}', ['{"a": 1}'], 0.0),
         ("tool_call", "", ['{"a": 1}'], 0.0),
         ("tool_call", '{"a": NaN}', ['{"a": 1}'], 0.0),
+        ("tool_call", '{"a": 1e999}', ['{"a": 1}'], 0.0),
+        ("tool_call", '{"a": -1e999} {"a": 1.5}', ['{"a": 1.5}'], 1.0),
         pytest.param("tool_call", f'{{"a": {"9" * 5000}}}', ['{"a": 1}'], 0.0, id="long number"),
     ],
 )
@@ -33,5 +35,6 @@ def test_scores(scorer: str, completion: str, references: list[str], expected: f
 def test_references_that_could_never_match_are_found_before_any_work() -> None:
     assert reference_problem("regex", "(") is not None
     assert reference_problem("tool_call", "weather in Oslo") is not None
+    assert reference_problem("tool_call", '{"a": 1e999}') is not None
     assert reference_problem("exact_match", "  ") is not None
     assert reference_problem("tool_call", '{"tool": "x"}') is None
