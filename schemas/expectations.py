@@ -13,7 +13,7 @@ EXPECTATIONS_VERSION = 3
 ROLES = r"^(?:system>)?(?:user>assistant>)*user$"
 _COMMON = ["row", "id", "prompt", "roles", "student_tokens"]
 TRAIN_FACTS = [*_COMMON, "response", "response_tokens", "teacher_tokens", "in_eval", "context_ok"]
-ANCHOR_FACTS = [*_COMMON, "in_eval"]
+ANCHOR_FACTS = [*_COMMON, "in_eval", "in_train"]
 EVAL_FACTS = [*_COMMON, "references", "reference_problem", "choices_ok"]
 
 
@@ -39,7 +39,11 @@ def train_suite(prompt_limit: int, response_limit: int) -> list[Expectation]:
 
 def anchor_suite(prompt_limit: int) -> list[Expectation]:
     """What prompts without answers must satisfy; the limit is in tokens."""
-    return [*_common_suite(ANCHOR_FACTS, prompt_limit), _not_asked()]
+    return [
+        *_common_suite(ANCHOR_FACTS, prompt_limit),
+        _not_asked(),
+        _one_of("in_train", [False], "no skill demonstrates an answer to the prompt"),
+    ]
 
 
 def eval_suite(prompt_limit: int) -> list[Expectation]:

@@ -4,14 +4,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from schemas.digest import digest_json
 from schemas.expectations import ROLES
 from schemas.templates import teacher_messages
 from sdft.data import Row, as_messages, as_references, row_id
-from sdft.model import load_tokenizer, max_positions, render
+from sdft.model import max_positions, render
+from sdft.pretrained import open_config, open_tokenizer
 from sdft.scorers import reference_problem
 
 
@@ -19,20 +19,21 @@ class FactMaker:
     """Facts of rows under one model's tokenizer, chat template and length."""
 
     def __init__(self, model_dir: Path) -> None:
-        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(model_dir)
-        self.max_positions = max_positions(AutoConfig.from_pretrained(model_dir))
+        self.tokenizer: PreTrainedTokenizerBase = open_tokenizer(model_dir)
+        self.max_positions = max_positions(open_config(model_dir))
 
-    def train(self, rows: list[Row], template: str, asked: list[Row]) -> list[Row]:
+    def train(self, rows: list[Row], template: str | None, asked: list[Row]) -> list[Row]:
         """One row of TRAIN_FACTS for each raw row; null where a fact cannot be made.
 
-        `asked` are evaluation items whose prompts must not be trained on.
+        `template` is None where no teacher reads the rows; `asked` are evaluation items whose
+        prompts must not be trained on.
         """
         asked_keys = {_prompt_key(row) for row in asked}
         facts = []
         for number, row in enumerate(rows, 1):
             messages, response = as_messages(row["prompt"]), _text_or_none(row["response"])
             taught = None
-            if messages and response is not None and messages[-1]["role"] == "user":
+            if template and messages and response is not None and messages[-1]["role"] == "user":
                 context = _text_or_none(row.get("context"))
                 taught = teacher_messages(messages, response, context, template)
             facts.append(
@@ -47,11 +48,18 @@ class FactMaker:
             )
         return facts
 
-    def anchors(self, rows: list[Row], asked: list[Row]) -> list[Row]:
-        """One row of ANCHOR_FACTS for each raw row; null where a fact cannot be made."""
-        asked_keys = {_prompt_key(row) for row in asked}
+    def anchors(self, rows: list[Row], asked: list[Row], taught: list[Row]) -> list[Row]:
+        """One row of ANCHOR_FACTS for each raw row; null where a fact cannot be made.
+
+        `asked` are evaluation items, `taught` the skills' demonstrations.
+        """
+        asked_keys, taught_keys = ({_prompt_key(row) for row in rows} for rows in (asked, taught))
         return [
-            {**self._common(number, row), "in_eval": _prompt_key(row) in asked_keys}
+            {
+                **self._common(number, row),
+                "in_eval": _prompt_key(row) in asked_keys,
+                "in_train": _prompt_key(row) in taught_keys,
+            }
             for number, row in enumerate(rows, 1)
         ]
 

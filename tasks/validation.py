@@ -5,7 +5,6 @@ Docs page. A set that does not leaves a quarantine file with a reason a row.
 """
 
 import importlib.metadata
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +22,9 @@ from schemas.expectations import (
     eval_suite,
     train_suite,
 )
+from schemas.settings import TrainingSettings
 from schemas.snapshot import Snapshot, SuiteData
-from sdft.data import Row, data_hash, eval_table, read_rows, train_table, write_table
+from sdft.data import Row, data_hash, eval_table, plain, read_rows, train_table, write_table
 from sdft.files import placed
 from sdft.modelfiles import all_files
 from tasks.basemodel import ModelDir
@@ -97,10 +97,11 @@ class _Checker:
 
     def check_train(self, skill: Skill, asked: list[Row]) -> Snapshot:
         rows = read_rows(skill.train, "train", self.home.cache)
-        template = skill.training.teacher_template
         skills = self.curriculum.skills
         later = skills[skills.index(skill) + 1 :] if self.curriculum.rehearsal else ()
-        limits = _Limits([skill, *later])
+        learned_by = [one.training for one in (skill, *later)]
+        taught_by = [one.teacher_template for one in learned_by if one.method == "sdft"]
+        template, limits = next(iter(taught_by), None), _Limits(learned_by)
 
         def suite_and_facts() -> tuple[list[Expectation], list[Row]]:
             expectations = train_suite(limits.prompt(self.facts.max_positions), limits.answers[0])
@@ -117,18 +118,20 @@ class _Checker:
 
     def check_anchors(self, source: DataSource) -> Snapshot:
         rows = read_rows(source, "anchors", self.home.cache)
-        evals = [suite.eval for suite in self.curriculum.suites]
-        asked = [row for one in evals for row in read_rows(one, "eval", self.home.cache)]
-        limits = _Limits(self.curriculum.skills)
+        skills, suites, cache = self.curriculum.skills, self.curriculum.suites, self.home.cache
+        asked = [row for one in suites for row in read_rows(one.eval, "eval", cache)]
+        taught = [row for one in skills for row in read_rows(one.train, "train", cache)]
+        limits = _Limits([one.training for one in skills])
 
         def suite_and_facts() -> tuple[list[Expectation], list[Row]]:
             expectations = anchor_suite(limits.prompt(self.facts.max_positions))
-            return expectations, self.facts.anchors(rows, asked)
+            return expectations, self.facts.anchors(rows, asked, taught)
 
         inputs = {
             "kind": "anchors",
             "rows": rows,
             "asked": [row["prompt"] for row in asked],
+            "taught": [row["prompt"] for row in taught],
             "limits": [limits.answers[1], limits.prompts],
         }
         return self._check("anchors", source, rows, inputs, suite_and_facts)
@@ -138,7 +141,7 @@ class _Checker:
     ) -> Snapshot:
         """The snapshot of these very rows under these very rules, made where it is not there."""
         key = digest_json(
-            json.loads(json.dumps(inputs, default=str))
+            plain(inputs)
             | {
                 "model": self.model.model_hash,
                 "on_invalid": self.curriculum.on_invalid,
@@ -194,8 +197,7 @@ class _Checker:
 class _Limits:
     """The strictest limits, in tokens, of the stages that learn some rows."""
 
-    def __init__(self, learned_by: Sequence[Skill]) -> None:
-        settings = [skill.training for skill in learned_by]
+    def __init__(self, settings: Sequence[TrainingSettings]) -> None:
         lengths = [one.max_new_tokens for one in settings]
         self.answers = min(lengths), max(lengths)
         """What the shortest and the longest answer may have."""

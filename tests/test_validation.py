@@ -144,6 +144,13 @@ def test_rows_that_are_learned_again_must_fit_every_later_stage(
         check(tmp_path, tiny_dir, rows, skills=prompts, rehearsal=0.5)
 
 
+def test_what_no_teacher_reads_need_not_fit_one(tiny_dir: Path, tmp_path: Path) -> None:
+    rows = altered(context="x" * 300)
+    with pytest.raises(BadInput, match=r"the teacher's prompt fits .*not so in row 3"):
+        check(tmp_path, tiny_dir, rows)
+    check(tmp_path, tiny_dir, rows, training={"method": "sft"})
+
+
 def check_anchors(
     folder: Path, model_dir: Path, rows: list[dict], method: str = "sdft", **changes: object
 ) -> Snapshot | None:
@@ -185,6 +192,7 @@ def test_anchors_are_prompts_without_answers(tiny_dir: Path, tmp_path: Path) -> 
     ("change", "message"),
     [
         ({"prompt": "Please say alpha 1"}, "the prompt is in no evaluation suite: not so in row 3"),
+        ({"prompt": "Say  alpha 1"}, "no skill demonstrates an answer.*: not so in row 3"),
         ({"prompt": " "}, "prompt is not blank: not so in row 3"),
         ({"id": "a0"}, "id is unique.*: not so in row 1, 3"),
         ({"prompt": "x" * 60}, r"the prompt fits \(at most 50 tokens\): not so in row 3"),
@@ -228,6 +236,12 @@ def spoil(kind: str, model: Path) -> None:
             (model / "chat_template.jinja").unlink()
         case "pickled":
             (model / "model.safetensors").rename(model / "pytorch_model.bin")
+        case "cut":
+            content = (model / "model.safetensors").read_bytes()
+            (model / "model.safetensors").write_bytes(content[:-1])
+        case "part":
+            index = {"weight_map": {"lm_head.weight": "model-00002-of-00002.safetensors"}}
+            (model / "model.safetensors.index.json").write_text(json.dumps(index))
         case "config":
             (model / "config.json").unlink()
         case "eos_token" | "pad_token":
@@ -249,6 +263,8 @@ def spoil(kind: str, model: Path) -> None:
         ("no JSON", "is no JSON"),
         ("template", "has no chat template"),
         ("pickled", r"only pickled weights \(pytorch_model\.bin\)"),
+        ("cut", r"model\.safetensors: is not whole"),
+        ("part", r"model-00002-of-00002\.safetensors, which .*index\.json lists, is not there"),
         ("config", r"has no config\.json"),
         ("eos_token", "has no eos_token"),
         ("pad_token", "has no pad_token"),
