@@ -90,14 +90,14 @@ class RecordedBatch(Batch):
         """Where the cache takes the next token."""
         self._graph: torch.cuda.CUDAGraph | None = None
         self._drawn: Drawn | None = None
-        self._steps = 0
-        """Made with these sequences since the prompts were read."""
+        self._unchanged = 0
+        """Steps since the prompts were read or a sequence left."""
 
     def next(self) -> Drawn:
         if self._step == 0:
             return self._begin()
-        self._steps += 1
-        if self._steps == 1 or self._lm.device.type == "cpu":
+        self._unchanged += 1
+        if self._unchanged == 1 or self._lm.device.type == "cpu":
             return self._advance()
         if self._graph is None:
             self._graph = torch.cuda.CUDAGraph()
@@ -108,11 +108,11 @@ class RecordedBatch(Batch):
         return self._drawn
 
     def is_worth(self, alive: int) -> bool:
-        return alive <= len(self._ids_BT) // 2 and self._steps >= LEAST_STEPS
+        return alive <= len(self._ids_BT) // 2 and self._unchanged >= LEAST_STEPS
 
     def keep(self, rows: list[int]) -> None:
         super().keep(rows)
-        self._graph, self._drawn, self._steps = None, None, 0
+        self._graph, self._drawn, self._unchanged = None, None, 0
 
     def _begin(self) -> Drawn:
         """Read the prompts; then give every tensor the shape and the place that it keeps."""

@@ -119,10 +119,10 @@ class StepGradient:
             print(f"out of memory: goes on with {self._budget} tokens at a time", flush=True)
         assert made is not None, "no rank ran out of memory"
         self._ranks.sum_gradients(self._lm.model.parameters())
-        divergence, entropy, trust, *losses = self._ranks.sum(made)
+        divergence, entropy, weight, *losses = self._ranks.sum(made)
         metrics = {"divergence": divergence, "entropy": entropy, "loss_tokens": sum(rows)}
         return losses, metrics | (
-            {"sequence_weight": trust} if self._corrects and any(rows) else {}
+            {"sequence_weight": weight} if self._corrects and any(rows) else {}
         )
 
     def _add(
@@ -130,14 +130,14 @@ class StepGradient:
     ) -> list[float]:
         """Add this rank's part of the gradient of all sequences that have rows.
 
-        Returns its part of divergence, entropy and sequence weight, then of each sequence's
+        Returns its part of divergence, entropy and mean sequence weight, then of each sequence's
         divergence.
         """
         skip = self._settings.skip_first_tokens
-        losses, divergence, entropy, trust = [0.0] * len(chosen), 0.0, 0.0, 0.0
+        losses, divergence, entropy, weight = [0.0] * len(chosen), 0.0, 0.0, 0.0
         counted = [index for index, count in enumerate(rows) if count]
         if not counted:  # every completion is shorter than `skip`: nothing to learn in this step
-            return [divergence, entropy, trust, *losses]
+            return [divergence, entropy, weight, *losses]
         parts, ours = self._parts(
             {index: self._length(chosen[index], answers[index]) for index in counted}
         )
@@ -159,9 +159,9 @@ class StepGradient:
                 losses[index] = counts * one.mean().item()
             divergence += loss.item()
             entropy += (entropy_R * share_R).sum().item()
-            trust += counts * weight_B.sum().item() / len(counted)
+            weight += counts * weight_B.sum().item() / len(counted)
         prefix.backward()
-        return [divergence, entropy, trust, *losses]
+        return [divergence, entropy, weight, *losses]
 
     def _parts(self, lengths: dict[int, int]) -> tuple[list[list[int]], int]:
         """This rank's micro-batches of the sequences of these lengths, and how many are its own.

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sdft.decoding import masked_attention, open_batch
 from sdft.drawing import Sampling
+from sdft.layout import laid_out_linears
 from sdft.model import LanguageModel
-from sdft.packing import packed_linears
 from sdft.process import StageFailed
 
 
@@ -48,7 +48,7 @@ def generate(
     )[first:].to(lm.device)
     # A compiled model decodes without: for every length of the cache it would be compiled anew.
     plainly = torch.compiler.set_stance("force_eager")
-    with packed_linears(lm), masked_attention(lm.model), lm.computing(), plainly:
+    with laid_out_linears(lm), masked_attention(lm.model), lm.computing(), plainly:
         return _in_parts(lm, prompts, sampling, draws_BS)
 
 

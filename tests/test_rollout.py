@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sdft.drawing import BLOCK, Sampling, draw
+from sdft.layout import laid_out_linears
 from sdft.model import LanguageModel, load_model
-from sdft.packing import packed_linears
 from sdft.prefix import Prefix
 from sdft.rollout import generate
 from sdft.scoring import completion_hidden
@@ -165,10 +165,10 @@ def test_packed_linear_layers_give_the_same_and_are_gone_afterwards(lm: Language
     before = generate(lm, ids(lm, PROMPTS), Sampling(8))
     with torch.no_grad():
         plain = lm.model(prompt).logits
-        with packed_linears(lm):
+        with laid_out_linears(lm):
             assert any("forward" in vars(module) for module in lm.model.modules())
             packed = lm.model(prompt).logits
-        with pytest.raises(KeyError), packed_linears(lm):
+        with pytest.raises(KeyError), laid_out_linears(lm):
             raise KeyError
         assert not any("forward" in vars(module) for module in lm.model.modules())
         lm.model.get_output_embeddings().weight.mul_(-1)  # what is packed is never an old weight

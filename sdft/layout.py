@@ -21,19 +21,19 @@ ROWS = 16
 
 
 @contextmanager
-def packed_linears(lm: LanguageModel) -> Generator[None]:
-    """Inside, a CPU model in fp32 answers with a second, packed copy of its linear weights.
+def laid_out_linears(lm: LanguageModel) -> Generator[None]:
+    """Inside, a CPU model in fp32 answers with a second copy of its linear weights in that layout.
 
     Without gradients, and only while nobody changes the weights. Other models are left as they are.
     """
-    packed = _outermost(lm.model) if _can_pack(lm) else []
-    for module in packed:
+    linears = _outermost(lm.model) if _can_lay_out(lm) else []
+    for module in linears:
         weight_VD = merged_weight(module) if isinstance(module, LoraLinear) else module.weight
-        module.forward = _packed(weight_VD, module.bias)  # pyright: ignore[reportAttributeAccessIssue]
+        module.forward = _product(weight_VD, module.bias)  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:
-        for module in packed:
+        for module in linears:
             del module.forward  # the class's own is behind it
 
 
@@ -50,11 +50,11 @@ def _outermost(model: nn.Module) -> list[nn.Linear | LoraLinear]:
     return found
 
 
-def _can_pack(lm: LanguageModel) -> bool:
+def _can_lay_out(lm: LanguageModel) -> bool:
     exact = lm.compute == lm.model.dtype == torch.float32
     return exact and lm.device.type == "cpu" and torch.backends.mkldnn.is_available()
 
 
-def _packed(weight_VD: Tensor, bias_V: Tensor | None) -> Callable[[Tensor], Tensor]:
+def _product(weight_VD: Tensor, bias_V: Tensor | None) -> Callable[[Tensor], Tensor]:
     layout = torch.ops.mkldnn._reorder_linear_weight(weight_VD.detach(), ROWS)
     return partial(product, weight=layout, bias=bias_V)
