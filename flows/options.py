@@ -39,6 +39,7 @@ def open_curriculum(file: Path, home: Path) -> tuple[Curriculum, Home]:
     curriculum = load_curriculum(file)
     sources = [curriculum.base_model, *(suite.eval.path for suite in curriculum.suites)]
     sources += [skill.train.path for skill in curriculum.skills]
+    sources += [curriculum.anchors.path] if curriculum.anchors else []
     opened = Home(home)
     opened.activate(offline=not any(source.startswith(HUB) for source in sources))
     return curriculum, opened

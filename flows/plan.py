@@ -16,7 +16,7 @@ from tasks.evaluation import suite_spec
 from tasks.home import Home
 from tasks.rehearsal import with_rehearsal
 from tasks.seen import known_record
-from tasks.stagefiles import finished_dir
+from tasks.stagefiles import check_name, finished_dir
 from tasks.training import stage_spec
 from tasks.verdicts import standing_verdict
 from tasks.watched import watch
@@ -73,6 +73,7 @@ def plan_curriculum(curriculum: Curriculum, home: Home) -> Plan:
             action = "learned"
         refused = False
         if record is not None:
+            check_name(record, spec)
             model = stage_model(directory, record)
             judged_on = [skill, *kept, *curriculum.general]
             rules = _rules(model, judged_on, curriculum, prepared)

@@ -46,6 +46,18 @@ def champions(entries: Iterable[Entry]) -> list[str]:
     return stack
 
 
+def withdrawn(entries: Sequence[Entry]) -> set[str]:
+    """Versions that a rollback took away, and that nothing rests on which was let in since."""
+    parents = {one.version: one.parent_version for one in entries if one.kind == "registered"}
+    kept: set[str | None] = {None}
+    for version in champions(entries):
+        line: str | None = version
+        while line not in kept:
+            kept.add(line)
+            line = parents.get(line)
+    return {one.version for one in entries if one.epoch is not None and one.version} - kept
+
+
 def newest(entries: Iterable[Entry], version: str | None, *kinds: str) -> Entry | None:
     """The last entry of these kinds about a version."""
     found = [one for one in entries if one.version == version and one.kind in kinds]

@@ -9,10 +9,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS, ErrorCode
 
 from schemas.base import BadInput, Contract
-from schemas.ledger import Draft
-from schemas.results import Verdict
+from schemas.ledger import Draft, Entry, Kind
+from schemas.results import Decision, Verdict
 from schemas.stage import StageRecord
-from sdft.chain import about, champion, newest, skills_of
+from sdft.chain import about, ancestry, champion, newest, skills_of, withdrawn
 from sdft.record import RECORD
 from tasks.aliases import mirror, own_entries
 from tasks.console import say
@@ -56,8 +56,9 @@ def register_stage(
     """The version of a stage, with its registration and verdict in the ledger.
 
     A version that passed becomes champion by itself when it knows every skill that the champion
-    knows; otherwise that is for a person to decide. The ledger's entries are written all at once,
-    and each step is skipped where it is done, so the next run does what a crash left undone.
+    knows and rests on none that was rolled back; otherwise that is for a person to decide. The
+    ledger's entries are written all at once, and each step is skipped where it is done, so the next
+    run does what a crash left undone.
     """
     client, ledger = open_client(home), Ledger(home)
     ensure_model(client, name)
@@ -94,33 +95,45 @@ def _write_down(ledger: Ledger, registration: Draft, verdict: Verdict, fence: Fe
         drafts = [] if known else [registration]
         judgement = about(registration, "verdict", verdict.digest, verdict.decision)
         judgement = judgement.model_copy(update={"reason": "; ".join(verdict.reasons)})
+        kind, outcome = _becomes(entries, registration, verdict.decision)
         drafts.append(judgement)
-        learned = skills_of(entries, registration.parent_version) | {registration.skill or ""}
-        lacking = skills_of(entries, now.version) - learned
-        by_hand = f"to let it in: sdft promote {name} {version}"
-        match verdict.decision:
-            case "refuse":
-                drafts.append(judgement.model_copy(update={"kind": "refused"}))
-                outcome = "refused; the champion stays as it was"
-                if now.version == version:
-                    outcome = f"refused, and it is the champion; see sdft rollback {name}"
-            case "ask":
-                outcome = f"needs a person; {by_hand} --override REASON"
-            case "pass" if now.version == version:
-                outcome = "passed anew; the champion stays as it was"
-            case "pass" if known:  # it may have been rolled back since: a person decides
-                outcome = f"passed anew; {by_hand}"
-            case "pass" if lacking:
-                skills = ", ".join(sorted(lacking))
-                outcome = f"passed, but the champion also knows {skills}; {by_hand}"
-            case "pass":
-                drafts.append(judgement.model_copy(update={"kind": "promoted"}))
-                outcome = "champion"
+        if kind:
+            drafts.append(judgement.model_copy(update={"kind": kind}))
         try:
             ledger.append(drafts, now, lambda connection: check_in(connection, fence))
         except Raced:  # somebody made another champion meanwhile: decide again
             continue
         return outcome
+
+
+def _becomes(
+    entries: list[Entry], registration: Draft, decision: Decision
+) -> tuple[Kind | None, str]:
+    """What a version becomes by a verdict: what else the ledger is told, and the words for it."""
+    name, version, now = registration.name, registration.version, champion(entries)
+    line = ancestry(entries, registration.parent_version)
+    learned = {one.skill for one in line} | {registration.skill}
+    lacking = skills_of(entries, now.version) - learned
+    gone = sorted(withdrawn(entries) & {one.version for one in line})
+    by_hand = f"to let it in: sdft promote {name} {version}"
+    match decision:
+        case "refuse" if now.version == version:
+            return "refused", f"refused, and it is the champion; see sdft rollback {name}"
+        case "refuse":
+            return "refused", "refused; the champion stays as it was"
+        case "ask":
+            return None, f"needs a person; {by_hand} --override REASON"
+        case "pass" if now.version == version:
+            return None, "passed anew; the champion stays as it was"
+        case "pass" if newest(entries, version, "registered"):  # rolled back since, it may be
+            return None, f"passed anew; {by_hand}"
+        case "pass" if lacking:
+            skills = ", ".join(sorted(lacking))
+            return None, f"passed, but the champion also knows {skills}; {by_hand}"
+        case "pass" if gone:
+            return None, f"passed, but rests on version {gone[0]}, rolled back; {by_hand}"
+        case "pass":
+            return "promoted", "champion"
 
 
 def ensure_model(client: MlflowClient, name: str) -> None:

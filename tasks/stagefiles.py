@@ -64,6 +64,18 @@ def finished_stage(directory: Path, spec: StageSpec) -> StageRecord | None:
     return record
 
 
+def check_name(record: StageRecord, spec: StageSpec) -> None:
+    """Raise BadInput where a finished stage was learned under another skill's name.
+
+    Its run, versions and ledger entries have that name, and audits go by it.
+    """
+    if record.spec.skill != spec.skill:
+        raise BadInput(
+            f"skill {spec.skill}: what it would learn is there as the skill {record.spec.skill}, "
+            "from the same data, model and settings; keep that name, or learn in another home"
+        )
+
+
 def publish(home: Home, spec: StageSpec, work: Path) -> StageRecord:
     """Make a finished work directory the stage's own; returns its verified record."""
     target, record = finished_dir(home, spec), finished_stage(work, spec)

@@ -31,6 +31,7 @@ from tasks.stagefiles import (
     INPUTS,
     SPEC,
     StageInputs,
+    check_name,
     finished_dir,
     finished_stage,
     publish,
@@ -148,9 +149,11 @@ def _is_known(home: Home, spec: StageSpec, inputs: StageInputs) -> bool:
     if record is None and fetch_stage(home, spec, inputs.curriculum):
         how = "fetched from the registry and verified; not trained"
         record = _finished(directory, spec)
-    if record is not None:
-        say("train", spec.skill, f"stage {spec.key[:12]} is {how}")
-    return record is not None
+    if record is None:
+        return False
+    check_name(record, spec)
+    say("train", spec.skill, f"stage {spec.key[:12]} is {how}")
+    return True
 
 
 def _train_elsewhere(name: str, home: Home, spec: StageSpec, inputs: StageInputs) -> None:

@@ -6,7 +6,6 @@ Docs page. A set that does not leaves a quarantine file with a reason a row.
 
 import importlib.metadata
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from schemas.expectations import (
     eval_suite,
     train_suite,
 )
-from schemas.settings import TrainingSettings
 from schemas.snapshot import Snapshot, SuiteData
 from sdft.data import Row, data_hash, eval_table, plain, read_rows, train_table, write_table
 from sdft.files import placed
@@ -89,7 +87,8 @@ class _Checker:
         limits = self.curriculum.evaluation.max_new_tokens
 
         def suite_and_facts() -> tuple[list[Expectation], list[Row]]:
-            expectations = eval_suite(self.facts.max_positions - limits)
+            room = _room(self.facts.max_positions, limits, "evaluation.max_new_tokens")
+            expectations = eval_suite(room)
             return expectations, self.facts.eval(rows, suite.scorer)
 
         inputs = {"kind": "eval", "rows": rows, "scorer": suite.scorer, "limits": limits}
@@ -97,21 +96,19 @@ class _Checker:
 
     def check_train(self, skill: Skill, asked: list[Row]) -> Snapshot:
         rows = read_rows(skill.train, "train", self.home.cache)
-        skills = self.curriculum.skills
-        later = skills[skills.index(skill) + 1 :] if self.curriculum.rehearsal else ()
-        learned_by = [one.training for one in (skill, *later)]
-        taught_by = [one.teacher_template for one in learned_by if one.method == "sdft"]
-        template, limits = next(iter(taught_by), None), _Limits(learned_by)
+        training = skill.training
+        template = training.teacher_template if training.method == "sdft" else None
 
         def suite_and_facts() -> tuple[list[Expectation], list[Row]]:
-            expectations = train_suite(limits.prompt(self.facts.max_positions), limits.answers[0])
+            limit = prompt_limit(skill, self.facts.max_positions)
+            expectations = train_suite(limit, training.max_new_tokens)
             return expectations, self.facts.train(rows, template, asked)
 
         inputs = {
             "kind": "train",
             "rows": rows,
             "asked": [row["prompt"] for row in asked],
-            "limits": [*sorted({*limits.answers}), limits.prompts],
+            "limits": [training.max_new_tokens, training.max_prompt_tokens],
             "template": template,
         }
         return self._check(f"{skill.name}/train", skill.train, rows, inputs, suite_and_facts)
@@ -121,10 +118,11 @@ class _Checker:
         skills, suites, cache = self.curriculum.skills, self.curriculum.suites, self.home.cache
         asked = [row for one in suites for row in read_rows(one.eval, "eval", cache)]
         taught = [row for one in skills for row in read_rows(one.train, "train", cache)]
-        limits = _Limits([one.training for one in skills])
+        trainings = [one.training for one in skills]
 
         def suite_and_facts() -> tuple[list[Expectation], list[Row]]:
-            expectations = anchor_suite(limits.prompt(self.facts.max_positions))
+            limits = [prompt_limit(one, self.facts.max_positions) for one in skills]
+            expectations = anchor_suite(max(limits))  # where it is too long it is left out
             return expectations, self.facts.anchors(rows, asked, taught)
 
         inputs = {
@@ -132,7 +130,7 @@ class _Checker:
             "rows": rows,
             "asked": [row["prompt"] for row in asked],
             "taught": [row["prompt"] for row in taught],
-            "limits": [limits.answers[1], limits.prompts],
+            "limits": [[one.max_new_tokens, one.max_prompt_tokens] for one in trainings],
         }
         return self._check("anchors", source, rows, inputs, suite_and_facts)
 
@@ -194,21 +192,21 @@ class _Checker:
         return snapshot
 
 
-class _Limits:
-    """The strictest limits, in tokens, of the stages that learn some rows."""
+def prompt_limit(skill: Skill, max_positions: int) -> int:
+    """What a prompt that a skill's stage learns may have, in tokens."""
+    setting = f"training.max_new_tokens of the skill {skill.name}"
+    room = _room(max_positions, skill.training.max_new_tokens, setting)
+    return min(room, skill.training.max_prompt_tokens or room)
 
-    def __init__(self, settings: Sequence[TrainingSettings]) -> None:
-        lengths = [one.max_new_tokens for one in settings]
-        self.answers = min(lengths), max(lengths)
-        """What the shortest and the longest answer may have."""
-        self.prompts = min(
-            [one.max_prompt_tokens for one in settings if one.max_prompt_tokens], default=None
+
+def _room(max_positions: int, answer: int, setting: str) -> int:
+    """What a prompt may have, in tokens, where an answer of so many is to follow."""
+    if max_positions <= answer:
+        raise BadInput(
+            f"{setting} is {answer}, which leaves no room for a prompt in the model's "
+            f"{max_positions} positions; set it lower"
         )
-
-    def prompt(self, max_positions: int) -> int:
-        """What a prompt may have."""
-        room = max_positions - self.answers[1]
-        return min(room, self.prompts or room)
+    return max_positions - answer
 
 
 def verified_snapshot(directory: Path) -> Snapshot:

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DatabaseError
 
 from schemas.base import BadInput
 from schemas.ledger import Champion, Draft, Entry, Kind
-from sdft.chain import ancestry, champion, champions, first_break, let_in, skills_of
+from sdft.chain import ancestry, champion, champions, first_break, let_in, skills_of, withdrawn
 from tasks.console import shown_address
 from tasks.home import Home
 from tasks.ledger import Ledger, Raced, who
@@ -122,6 +122,28 @@ def test_who_is_and_was_champion(ledger: Ledger, name: str) -> None:
     assert champions(entries) == stack
     assert champion(entries) == Champion(version=stack[-1], epoch=len(changes))
     assert champion(entries) == ledger.champion("demo")
+
+
+@pytest.mark.parametrize(
+    ("changes", "gone"),
+    [
+        (["+1", "+2", "+3"], set()),
+        (["+1", "+2", "+3", "-1"], {"2", "3"}),
+        (["+1", "+2", "-1", "+4"], {"2"}),  # 4 rests on 1
+        (["+1", "+2", "-1", "+3"], set()),  # 3 rests on 2, which so came back
+        (["+1", "+2", "-1", "+2"], set()),
+        (["+1", "+4", "+2"], set()),  # another champion is no rollback
+        (["+1", "+2", "+3", "-2", "-1"], {"2", "3"}),
+    ],
+)
+def test_what_was_withdrawn(ledger: Ledger, changes: list[str], gone: set[str]) -> None:
+    parents = {"1": None, "2": "1", "3": "2", "4": "1"}
+    ledger.append([registered(version, parent) for version, parent in parents.items()])
+    for change in changes:
+        kind = "promoted" if change[0] == "+" else "rolled back"
+        draft = Draft(kind=kind, name="demo", version=change[1])
+        ledger.append([draft], ledger.champion("demo"))
+    assert withdrawn(ledger.entries("demo")) == gone
 
 
 def test_ancestry_follows_parents_not_numbers(ledger: Ledger) -> None:

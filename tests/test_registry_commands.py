@@ -15,7 +15,7 @@ from schemas.curriculum import Curriculum, DataSource, Skill, load_curriculum
 from tasks.lineage import row_hashes
 from tasks.replay import curriculum_without
 from tasks.reporting import CURRICULUM, LATEST
-from tasks.status import registry_status
+from tasks.status import RegisteredVersion, registry_status
 from tasks.tracking import all_pages, experiment
 
 pytestmark = pytest.mark.slow
@@ -50,6 +50,27 @@ def test_promote_rollback_and_ledger(demo: RegistryHome) -> None:
     entries = json.loads(said("ledger", "demo", "--json"))
     assert [one["kind"] for one in entries][-2:] == ["rolled back", "promoted"]
     assert "registry and ledger agree" in said("reconcile")
+
+
+def test_what_was_rolled_back_does_not_come_back_in_a_later_stage(tmp_path: Path) -> None:
+    place = RegistryHome(tmp_path)
+    home = ("--home", str(place.home.root))
+    a = place.grow("a")
+    b = place.grow("b", a)
+    place.register(b, place.register(a, None))
+    said("rollback", "demo", *home)
+    c = place.grow("c", b)
+    assert place.register(c, "2") == "3"
+    champions = [one.version for one in versions_of(place) if "champion" in one.aliases]
+    assert champions == ["1"], "version 3 rests on 2, which was taken away"
+    assert "models:/demo/3" in said("promote", "demo", "3", *home)
+    assert place.register(place.grow("d", c), "3") == "4"
+    assert "models:/demo/4" in said("promote", "demo", "4", *home), "it is the champion already"
+
+
+def versions_of(place: RegistryHome) -> tuple[RegisteredVersion, ...]:
+    [registered] = registry_status(place.home)
+    return registered.versions
 
 
 def test_wrong_requests_raise_what_the_command_line_prints(demo: RegistryHome) -> None:

@@ -19,16 +19,18 @@ def check(
     folder: Path,
     model_dir: Path,
     train: list[dict],
-    evaluation: list[dict] | None = None,
+    items: list[dict] | None = None,
     **changes: object,
 ) -> SuiteData:
     skill = {
         "name": "alpha",
         "train": str(write_jsonl(folder / "train.jsonl", train)),
-        "eval": str(write_jsonl(folder / "eval.jsonl", evaluation or eval_rows(4))),
+        "eval": str(write_jsonl(folder / "eval.jsonl", items or eval_rows(4))),
         "training": {"max_new_tokens": 60},
     }
-    skill |= {key: changes.pop(key) for key in ("scorer", "allow_overlap") if key in changes}
+    for key in ("scorer", "allow_overlap", "training"):
+        if key in changes:
+            skill[key] = changes.pop(key)
     content = {
         "name": "demo",
         "base_model": str(model_dir),
@@ -128,27 +130,18 @@ def test_no_skill_trains_on_what_another_suite_asks(tiny_dir: Path, tmp_path: Pa
         check(tmp_path, tiny_dir, rows, general=suites, allow_overlap=True)
 
 
-def test_rows_that_are_learned_again_must_fit_every_later_stage(
-    tiny_dir: Path, tmp_path: Path
-) -> None:
-    rows = altered(response="x" * 30)
-    check(tmp_path, tiny_dir, rows)
-    files = {kind: str(tmp_path / f"{kind}.jsonl") for kind in ("train", "eval")}
-    limits = {"alpha": {"max_new_tokens": 60}, "beta": {"max_new_tokens": 20}}
-    skills = [{"name": name, "training": one, **files} for name, one in limits.items()]
-    check(tmp_path, tiny_dir, rows, skills=skills)
-    with pytest.raises(BadInput, match=r"the response fits.*at most 20 tokens.*in row 3"):
-        check(tmp_path, tiny_dir, rows, skills=skills, rehearsal=0.5)
-    prompts = [skills[0], {**skills[1], "training": {"max_new_tokens": 60, "max_prompt_tokens": 5}}]
-    with pytest.raises(BadInput, match=r"the prompt fits \(at most 5 tokens\)"):
-        check(tmp_path, tiny_dir, rows, skills=prompts, rehearsal=0.5)
+def test_settings_that_leave_no_room_for_a_prompt_are_named(tiny_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"max_new_tokens of the skill alpha is 256, which leaves"):
+        check(tmp_path, tiny_dir, train_rows(3), training={"max_new_tokens": 256})
+    with pytest.raises(BadInput, match=r"evaluation\.max_new_tokens is 300, which leaves no room"):
+        check(tmp_path, tiny_dir, train_rows(3), evaluation={"max_new_tokens": 300})
 
 
 def test_what_no_teacher_reads_need_not_fit_one(tiny_dir: Path, tmp_path: Path) -> None:
     rows = altered(context="x" * 300)
     with pytest.raises(BadInput, match=r"the teacher's prompt fits .*not so in row 3"):
         check(tmp_path, tiny_dir, rows)
-    check(tmp_path, tiny_dir, rows, training={"method": "sft"})
+    check(tmp_path, tiny_dir, rows, training={"method": "sft", "max_new_tokens": 60})
 
 
 def check_anchors(
@@ -195,7 +188,7 @@ def test_anchors_are_prompts_without_answers(tiny_dir: Path, tmp_path: Path) -> 
         ({"prompt": "Say  alpha 1"}, "no skill demonstrates an answer.*: not so in row 3"),
         ({"prompt": " "}, "prompt is not blank: not so in row 3"),
         ({"id": "a0"}, "id is unique.*: not so in row 1, 3"),
-        ({"prompt": "x" * 60}, r"the prompt fits \(at most 50 tokens\): not so in row 3"),
+        ({"prompt": "x" * 240}, r"the prompt fits \(at most 236 tokens\): not so in row 3"),
     ],
 )
 def test_bad_anchors_are_named(change: dict, message: str, tiny_dir: Path, tmp_path: Path) -> None:
