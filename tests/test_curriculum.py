@@ -1,14 +1,17 @@
 """The curriculum file: inheritance, paths, and errors that name file, line and field."""
 
+import json
 from pathlib import Path
 
 import pytest
 from conftest import QUICKSTART
 
+from flows.options import open_curriculum
 from schemas.base import BadInput
 from schemas.curriculum import Curriculum, load_curriculum
 from schemas.names import check_name
 from schemas.templates import TEMPLATES, check_template, teacher_messages
+from tasks.home import Home
 
 GOOD = """\
 name: demo
@@ -150,3 +153,24 @@ def test_the_refused_example_teaches_the_quickstart_by_other_training() -> None:
         for skill in quickstart.skills
     )
     assert quickstart.model_copy(update=alike | {"skills": skills}) == refused
+
+
+@pytest.mark.parametrize("there", ["base_model", "train", "eval", "general", "anchors", None])
+def test_the_hub_is_open_only_where_something_comes_from_it(
+    there: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = {"path": "hub:org/name", "revision": "abc"}
+    data = dict.fromkeys(("train", "eval", "general", "anchors"), "own.jsonl")
+    own = data | ({there: hub} if there else {})
+    content = {
+        "name": "demo",
+        "base_model": "hub:org/name@abc" if there == "base_model" else "model",
+        "skills": [{"name": "first", "train": own["train"], "eval": own["eval"]}],
+        "general": [{"name": "sums", "eval": own["general"]}],
+        "anchors": own["anchors"],
+    }
+    (tmp_path / "curriculum.yaml").write_text(json.dumps(content))
+    opened = list[bool]()
+    monkeypatch.setattr(Home, "activate", lambda _, offline: opened.append(offline))
+    open_curriculum(tmp_path / "curriculum.yaml", tmp_path / "home")
+    assert opened == [there is None]

@@ -411,6 +411,26 @@ def test_a_plan_reuses_only_what_the_verdicts_of_these_rules_let_in(place: Place
     assert len(place.versions()) == before
 
 
+def test_a_stage_that_is_there_keeps_the_name_of_its_skill(place: Place) -> None:
+    """Else registry and ledger would go on saying the old one, the matrix the new one."""
+    from flows.learn import learn
+    from flows.plan import plan_curriculum
+    from schemas.curriculum import load_curriculum
+    from tasks.home import Home
+
+    file = write_curriculum(place.folder, ["alpha", "beta"])
+    content = yaml.safe_load(file.read_text())
+    content["skills"][1]["name"] = "omega"
+    file.write_text(yaml.safe_dump(content))
+    before = len(place.versions())
+    message = "skill omega: what it would learn is there as the skill beta"
+    with pytest.raises(BadInput, match=message):
+        plan_curriculum(load_curriculum(file), Home(place.home))
+    with pytest.raises(BadInput, match=message):
+        learn(str(file), str(place.home))
+    assert len(place.versions()) == before
+
+
 def test_a_new_skill_is_the_only_one_that_is_learned(place: Place) -> None:
     more = place.learn(["alpha", "beta", "gamma"])
     assert more.trained == ("gamma",)
