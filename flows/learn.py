@@ -16,7 +16,7 @@ from sdft.matrix import build_matrix
 from tasks.basemodel import ModelDir, resolve_base_model
 from tasks.elsewhere import check_deployments
 from tasks.evaluation import ScoredCell, evaluate_model, suite_spec
-from tasks.gating import gate_stage
+from tasks.gating import gate_stage, references_of
 from tasks.home import Home
 from tasks.leases import Fence, leased
 from tasks.observing import export_metrics, show_in_prefect
@@ -117,7 +117,11 @@ def _learn(curriculum: Curriculum, run: Fence, home_dir: str) -> Learned:
             verdict = gate_stage(row, kept, rules, general, home_dir)
             judged.append(
                 JudgedStage(
-                    trained=stage, cells=cells, verdict=verdict, parent_stage=kept[-1].stage
+                    trained=stage,
+                    cells=cells,
+                    verdict=verdict,
+                    references=references_of(verdict, kept, home),
+                    parent_stage=kept[-1].stage,
                 )
             )
             versions = publish_stages(name, judged, versions, run, home_dir)

@@ -8,12 +8,13 @@ from prefect import task
 
 from schemas.base import BadInput
 from schemas.digest import digest_file
-from schemas.results import Cell, ItemResult, MatrixRow, Verdict
+from schemas.results import Cell, ItemResult, MatrixRow, Verdict, cell_key
 from schemas.settings import GateSettings
+from sdft.cells import ITEMS
 from sdft.pairing import pairings
 from tasks.console import say
 from tasks.home import Home
-from tasks.packages import VERDICTS, verdict_file
+from tasks.packages import VERDICTS, reference_folder, verdict_file
 from tasks.tracking import open_client
 
 LINES = {
@@ -46,18 +47,38 @@ def gate_stage(
     return verdict
 
 
-def keep_verdict(verdict: Verdict, run_id: str, home: Home) -> None:
-    """Make a verdict an artifact of its stage's run; an earlier one stays beside it."""
+def references_of(verdict: Verdict, kept: list[MatrixRow], home: Home) -> dict[str, str]:
+    """The items file of each suite that a verdict compares with."""
+    hashes = {row.stage: row.model_hash for row in kept}
+    return {
+        one.suite: str(_items(home, hashes[one.reference_stage], one.reference_cell.fingerprint))
+        for one in verdict.judgements
+        if one.reference_cell is not None
+    }
+
+
+def keep_verdict(verdict: Verdict, references: dict[str, str], run_id: str, home: Home) -> None:
+    """Make a verdict an artifact of its stage's run, with the answers that it compares with.
+
+    An earlier verdict stays beside it.
+    """
+    client = open_client(home)
+    tags = client.get_run(run_id).data.tags
+    for one in verdict.judgements:
+        known = f"sdft.reference.{one.suite}"
+        if one.reference_cell and tags.get(known) != one.reference_cell.items_sha256:
+            client.log_artifact(run_id, references[one.suite], reference_folder(one.suite))
+            client.set_tag(run_id, known, one.reference_cell.items_sha256)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / verdict_file(verdict.digest)
         path.parent.mkdir()
         verdict.write(path)
-        open_client(home).log_artifact(run_id, str(path), VERDICTS)
+        client.log_artifact(run_id, str(path), VERDICTS)
 
 
 def read_item_results(home: Home, cell: Cell) -> list[ItemResult]:
     """The items behind a cell; raises BadInput where the file is not the one it was made with."""
-    path = home.cells / cell.key / "items.parquet"
+    path = _items(home, cell.model_hash, cell.fingerprint)
     if not path.is_file() or digest_file(path) != cell.items_sha256:
         raise BadInput(
             f"{path}: is missing or not what cell.json lists; delete {path.parent}, and the cell "
@@ -65,3 +86,7 @@ def read_item_results(home: Home, cell: Cell) -> list[ItemResult]:
         )
     columns = ["id", "status", "score"]
     return [ItemResult(**row) for row in pq.read_table(path, columns=columns).to_pylist()]
+
+
+def _items(home: Home, model_hash: str, fingerprint: str) -> Path:
+    return home.cells / cell_key(model_hash, fingerprint) / ITEMS

@@ -1,5 +1,6 @@
 """Prefect's server: our own started, and one that is away or closed to us told plainly."""
 
+import signal
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -48,11 +49,17 @@ def reaching_prefect() -> Generator[None]:
 def start_own_prefect(home: Home) -> None:
     """Start Prefect's temporary server for this process, where no other one is named.
 
-    One process of a home at a time: two that make its tables at once break its migrations.
+    One process of a home at a time: two that make its tables at once break its migrations. The
+    server inherits what is blocked here: a terminal sends Ctrl-C to it as well, and without it we
+    could not end in order.
     """
     if not PREFECT_API_URL.value():
         with exclusive(home.root / "prefect"):
-            get_client(sync_client=True)
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
+            try:
+                get_client(sync_client=True)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -230,6 +230,11 @@ def check_logs(label: str, evidence: Manifest, record: StageRecord) -> None:
         raise BadInput(f"{label}: {differs[0]} of its run is not what the trainer wrote")
 
 
+def reference_folder(suite: str) -> str:
+    """Where a run keeps the answers that its stage's verdict compares with."""
+    return f"references/{suite}"
+
+
 def verdict_file(digest: str) -> str:
     """Where a verdict lies among the artifacts of its stage's run."""
     return f"{VERDICTS}/{digest[:16]}.json"

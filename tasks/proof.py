@@ -30,6 +30,7 @@ from tasks.packages import (
     check_package,
     check_weights,
     open_registered,
+    reference_folder,
     verdict_file,
 )
 from tasks.tracking import STAGE_KEY, VERDICT_TAG, open_client
@@ -151,7 +152,12 @@ def _check_verdicts(registered: Registered, entries: list[Entry]) -> None:
             raise Lie(
                 f"{label}: the run says {measured} on {one.suite}, its verdict {one.candidate}"
             )
-        if one.candidate_cell is not None:
-            items = registered.file(f"evaluation/{one.suite}/items.parquet")
-            if digest_file(items) != one.candidate_cell.items_sha256:
+        for answers, folder in [
+            (one.candidate_cell, f"evaluation/{one.suite}"),
+            (one.reference_cell, reference_folder(one.suite)),
+        ]:
+            if answers is None:
+                continue
+            items = registered.file(f"{folder}/items.parquet")
+            if digest_file(items) != answers.items_sha256:
                 raise Lie(f"{label}: {items} is not what the verdict was given on")

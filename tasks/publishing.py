@@ -31,6 +31,8 @@ class JudgedStage(Contract):
     trained: TrainedStage
     cells: dict[str, ScoredCell]
     verdict: Verdict
+    references: dict[str, str]
+    """By suite, the file of the answers that the verdict compares with."""
     parent_stage: int
     """The stage it started from; 0 is the base model."""
 
@@ -119,5 +121,5 @@ def _publish(home: Home, name: str, stage: JudgedStage, origin: Origin, fence: F
     run_id = stage.trained.run_id or log_stage(home, directory, inputs)
     trained = stage.trained.model_copy(update={"run_id": run_id})
     log_scores(open_client(home), run_id, stage.cells)
-    keep_verdict(stage.verdict, run_id, home)
+    keep_verdict(stage.verdict, stage.references, run_id, home)
     return register_stage(home, name, trained, stage.verdict, origin, fence)

@@ -104,10 +104,14 @@ class RegistryHome:
         return self.register_judged(stage, make_verdict(stage, decision), parent_version)
 
     def register_judged(
-        self, stage: TrainedStage, verdict: Verdict, parent_version: str | None
+        self,
+        stage: TrainedStage,
+        verdict: Verdict,
+        parent_version: str | None,
+        references: dict[str, str] | None = None,
     ) -> str:
         """Keep a verdict and register its stage, as a run does; returns the version."""
-        keep_verdict(verdict, stage.run_id, self.home)
+        keep_verdict(verdict, references or {}, stage.run_id, self.home)
         with leased(f"process {os.getpid()}", self.name, self.home) as fence:
             return registration.register_stage(
                 self.home,

@@ -80,6 +80,7 @@ def test_ctrl_c_saves_and_the_same_command_finishes(tmp_path: Path) -> None:
         stderr=subprocess.STDOUT,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
     )
     deadline = time.monotonic() + 120
     metrics: list[Path] = []
@@ -87,8 +88,10 @@ def test_ctrl_c_saves_and_the_same_command_finishes(tmp_path: Path) -> None:
         time.sleep(0.2)
         metrics = list(tmp_path.glob(".sdft/stages/*/metrics.jsonl"))
     assert metrics, "the trainer did not start"
-    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to trainer and servers as well
     output, _ = process.communicate(timeout=120)
+    assert time.monotonic() - began < 60, "something that is gone was waited for"
     assert process.returncode == 130, output
     assert "the same command goes on" in output
     stage = metrics[0].parent

@@ -232,6 +232,30 @@ def test_a_score_that_is_not_the_verdicts_is_a_lie(tmp_path: Path) -> None:
         prove(place.home, "demo")
 
 
+def test_the_answers_that_a_verdict_compares_with_are_proven(tmp_path: Path) -> None:
+    place = RegistryHome(tmp_path)
+    stage = place.grow("a")
+    answers = tmp_path / "items.parquet"
+    answers.write_bytes(b"what the base model said")
+    counts = dict.fromkeys(("items", "scored", "errors", "invalid", "unrun"), 0)
+    cell = counts | {"fingerprint": "f", "items_sha256": digest_file(answers)}
+    judgement = SuiteJudgement.model_validate(
+        dict.fromkeys(SuiteJudgement.model_fields)
+        | {"suite": "general", "role": "general", "decision": "pass", "reason": "", "limit": 0.1}
+        | {"reference_stage": 0, "settings": {}, "reference_cell": cell}
+    )
+    verdict = make_verdict(stage, "pass").model_copy(update={"judgements": (judgement,)})
+    place.register_judged(stage, verdict, None, {"general": str(answers)})
+    assert prove(place.home, "demo").stages == 1
+    kept = run_file(place.client.get_run(stage.run_id), "references/general/items.parquet")
+    kept.write_bytes(b"what it did not say")
+    with pytest.raises(Lie, match=r"general.items\.parquet is not what the verdict was given on"):
+        prove(place.home, "demo")
+    kept.unlink()
+    with pytest.raises(Lie, match="items.parquet"):
+        prove(place.home, "demo")
+
+
 def test_a_package_altered_before_it_was_registered_is_not_registered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
