@@ -19,7 +19,9 @@ from tasks.home import Home
 from tasks.leases import holders, leased
 from tasks.ledger import Ledger
 from tasks.parcels import DATA, EXPERIMENT, all_parcels, model_name, remove_parcel
-from tasks.tracking import STAGE_KEY, all_pages, open_client
+from tasks.stagefiles import INPUTS, WAITING, StageInputs
+from tasks.stageruns import is_logged
+from tasks.tracking import STAGE_KEY, all_pages, open_client, reaching
 from tasks.validation import SNAPSHOT
 from tasks.watched import recorded_copies
 
@@ -55,30 +57,52 @@ def collect(home: Home, older_than_s: float, remove: bool) -> list[Garbage]:
     """Find what nothing reaches and nobody has touched for so long; with `remove`, remove it.
 
     A registered version reaches its stage, its parent, its data and its scores; a held lease
-    reaches the stage that is being worked on. The checkpoints of a registered stage are reached by
-    nothing: the stage is whole without them, and MLflow has their weights.
+    reaches the stage that is being worked on. A finished stage that MLflow was away for stays, with
+    its data, until it is brought there and registered. The checkpoints of a registered stage are
+    reached by nothing: the stage is whole without them, and MLflow has their weights. Raises Away,
+    with nothing removed, where MLflow cannot be asked.
     """
     before = time.time() - older_than_s
     found: list[Garbage] = []
-    for what, path in _unreached(home):
+    with reaching(home):  # first, before anything is removed
+        waiting = _waiting(home)
+        packages = [*_logged_models(home, before, remove)]
+    for what, path in _unreached(home, waiting):
         if path.stat().st_mtime <= before:
             name = str(path.relative_to(home.root))
             found.append(Garbage(what=what, path=name, size_bytes=_size(path)))
             if remove:
                 shutil.rmtree(path)
-    return found + [*_logged_models(home, before, remove), *_parcels(home, remove)]
+    with reaching(home):
+        return found + packages + [*_parcels(home, remove)]
 
 
-def _unreached(home: Home) -> Iterator[tuple[str, Path]]:
+def _waiting(home: Home) -> dict[str, StageInputs]:
+    """Finished stages, by directory, that the next run brings to MLflow or registers."""
+    client = open_client(home)
+    found: dict[str, StageInputs] = {}
+    for path in _directories(home.stages):
+        record, inputs = _read(StageRecord, path / RECORD), _read(StageInputs, path / INPUTS)
+        if record is None or inputs is None:
+            continue
+        if (path / WAITING).exists() or not is_logged(client, inputs, record):
+            found[path.name] = inputs
+    return found
+
+
+def _unreached(home: Home, waiting: dict[str, StageInputs]) -> Iterator[tuple[str, Path]]:
     ledger = Ledger(home)
     registered = [one for one in ledger.entries() if one.kind == "registered"]
     keys = {(one.stage_key or "")[:32] for one in registered}
     held = {key[:32] for key in holders(ledger)}
     reached = _Reached(
-        stages=keys | held,
+        stages=keys | held | waiting.keys(),
         models={one.model_hash or "" for one in registered},
         data={one.data_hash or "" for one in registered},
     )
+    for inputs in waiting.values():
+        data = (inputs.data.train, inputs.data.eval)
+        reached.data.update(one.data_hash for one in data if one is not None)
     yield from _stages(home, reached, keys, held)
     yield from _cells(home, reached)
     yield from _data(home, reached)
@@ -100,9 +124,9 @@ def _stages(
             yield "work on a stage that is finished", path
             continue
         if not path.suffix and (path / RECORD).is_file():
-            spec = StageRecord.read(path / RECORD).spec
-            reached.models.add(spec.parent_hash)
-            reached.bases.add(spec.parent_dir)
+            record = StageRecord.read(path / RECORD)
+            reached.models.update((record.model_hash, record.spec.parent_hash))
+            reached.bases.add(record.spec.parent_dir)
         if key in registered and (path / "checkpoints").is_dir():
             yield "checkpoints of a finished stage", path / "checkpoints"
 

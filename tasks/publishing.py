@@ -19,7 +19,7 @@ from tasks.leases import Fence
 from tasks.ledger import Ledger
 from tasks.packages import Stack
 from tasks.registration import Origin, register_stage
-from tasks.stagefiles import INPUTS, StageInputs
+from tasks.stagefiles import INPUTS, WAITING, StageInputs
 from tasks.stageruns import log_stage
 from tasks.tracking import Away, open_client, reaching
 from tasks.training import TrainedStage
@@ -72,6 +72,9 @@ def publish_stages(
                 known[number] = _publish(home, name, stage, origin, fence)
         except Away as away:
             say("register", skill, f"not yet: {away}", "yellow")
+            for one in judged:
+                if one.trained.stage not in known:
+                    (Path(one.trained.directory) / WAITING).touch()
             break
     deliver(home, name, in_flow=True)
     return known
@@ -122,4 +125,6 @@ def _publish(home: Home, name: str, stage: JudgedStage, origin: Origin, fence: F
     trained = stage.trained.model_copy(update={"run_id": run_id})
     log_scores(open_client(home), run_id, stage.cells)
     keep_verdict(stage.verdict, stage.references, run_id, home)
-    return register_stage(home, name, trained, stage.verdict, origin, fence)
+    version = register_stage(home, name, trained, stage.verdict, origin, fence)
+    (directory / WAITING).unlink(missing_ok=True)
+    return version

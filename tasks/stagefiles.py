@@ -17,6 +17,8 @@ from tasks.home import Home
 from tasks.seen import known_record
 
 SPEC, INPUTS = "spec.json", "inputs.json"
+WAITING = "waiting"
+"""A file beside them while the stage waits to be registered, since MLflow was away."""
 
 
 class StageInputs(Sealed):

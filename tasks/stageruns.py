@@ -137,16 +137,20 @@ def sync_stages(home: Home) -> list[str]:
             continue
         inputs, record = StageInputs.read(directory / INPUTS), known_record(directory)
         assert record is not None
-        spec = record.spec
         with reaching(home):
-            client = open_client(home)
-            experiment_id = experiment(client, home, inputs.curriculum)
-            known = find_run(client, experiment_id, STAGE_KEY, spec.key)
-        if known is None or known.data.tags.get(LOGGED) != spec.key:
+            is_there = is_logged(open_client(home), inputs, record)
+        if not is_there:
             log_stage(home, directory, inputs)
-            steps = len(read_metrics(directory / METRICS))
-            done.append(f"{inputs.curriculum}, stage {inputs.stage} {spec.skill}: {steps} steps")
+            steps, skill = len(read_metrics(directory / METRICS)), record.spec.skill
+            done.append(f"{inputs.curriculum}, stage {inputs.stage} {skill}: {steps} steps")
     return done
+
+
+def is_logged(client: MlflowClient, inputs: StageInputs, record: StageRecord) -> bool:
+    """Whether MLflow has all of a finished stage."""
+    known = client.get_experiment_by_name(inputs.curriculum)
+    run = known and find_run(client, known.experiment_id, STAGE_KEY, record.key)
+    return run is not None and run.data.tags.get(LOGGED) == record.key
 
 
 def close_run(

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from registry_home import RegistryHome
+from registry_home import RegistryHome, make_verdict
 
 from schemas.stage import StageRecord
 from sdft.record import RECORD
@@ -24,6 +24,9 @@ from tasks.parcels import (
     send_stage,
 )
 from tasks.proof import prove
+from tasks.publishing import JudgedStage, publish_stages
+from tasks.stagefiles import WAITING
+from tasks.tracking import LOGGED, Away
 
 
 @pytest.fixture
@@ -79,6 +82,48 @@ def test_what_nothing_reaches_is_told_with_its_size_and_removed_on_demand(
     assert place.client.get_logged_model(foreign.model_id).model_id == foreign.model_id
 
 
+def test_nothing_is_removed_where_mlflow_cannot_be_asked(
+    place: RegistryHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.grow("c")
+    before = sorted(place.home.root.rglob("*"))
+    with monkeypatch.context() as away:
+        mlflow_is_away(away)
+        with pytest.raises(Away, match="MLflow does not answer"):
+            found(place, remove=True)
+    assert sorted(place.home.root.rglob("*")) == before
+    assert found(place) != {}
+
+
+def test_a_finished_stage_stays_until_mlflow_has_it(place: RegistryHome) -> None:
+    """With its parent's scores and its data: all of it is brought there from the files."""
+    lost = place.grow("c")
+    place.client.delete_tag(lost.run_id, LOGGED)  # as a run is left that MLflow went away from
+    assert found(place, remove=True) == {}
+    place.client.set_tag(lost.run_id, LOGGED, lost.key)
+    assert set(found(place).values()) == {
+        "a stage that is not registered",
+        "data that no version rests on",
+    }
+
+
+def test_a_judged_stage_stays_until_it_is_registered(
+    place: RegistryHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow had all of it, and went away before there was a version of it."""
+    stage = place.grow("c")
+    verdict = make_verdict(stage, "pass")
+    judged = [JudgedStage(trained=stage, cells={}, verdict=verdict, parent_stage=0)]
+    with leased("a run", "demo", place.home) as fence:
+        with monkeypatch.context() as away:
+            mlflow_is_away(away)
+            assert publish_stages.fn("demo", judged, {}, fence, str(place.home.root)) == {}
+        assert found(place, remove=True) == {}
+        assert publish_stages.fn("demo", judged, {}, fence, str(place.home.root)) == {1: "3"}
+    assert not (Path(stage.directory) / WAITING).exists()
+    assert found(place) == {}
+
+
 def test_a_parcel_goes_when_its_model_is_registered_and_nobody_is_at_work(
     place: RegistryHome,
 ) -> None:
@@ -125,6 +170,11 @@ def test_parcels_stay_from_the_moment_that_a_run_begins(
         removed = parcels(found(place, remove=True))
     assert len(removed) == 1
     assert all_parcels(place.home).keys() == sent - removed
+
+
+def mlflow_is_away(patch: pytest.MonkeyPatch) -> None:
+    patch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    patch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 
 
 def parcels(found: Iterable[str]) -> set[str]:
