@@ -40,12 +40,18 @@ def show_learned(learned: "Learned", home: Home) -> None:
         console.print("nothing to learn: every stage was finished before", style="bold")
     name = learned.matrix.curriculum
     champion = Ledger(home).champion(name).version
-    if champion is None:
-        console.print(f"champion: none, no stage of {name} has passed")
-    else:
-        kept = any(row.passed and row.version == champion for row in learned.matrix.rows)
-        note = "" if kept else ", as it was before this curriculum"
+    passed = [row for row in learned.matrix.rows if row.passed and row.skill]
+    if champion is not None:
+        kept = any(row.version == champion for row in passed)
+        before = "run" if learned.unregistered else "curriculum"
+        note = "" if kept else f", as it was before this {before}"
         console.print(f"champion: [bold]models:/{name}/{champion}[/bold]{note}")
+    elif not passed:
+        console.print(f"champion: none, no stage of {name} has passed")
+    elif learned.unregistered:
+        console.print("champion: none yet, what has passed waits to be registered")
+    else:
+        console.print(f"champion: none, what has passed is to be promoted; see sdft ledger {name}")
     if learned.report is not None:
         uri = home.tracking_uri
         pages = shown_address(uri) if uri.startswith("http") else f"sdft ui --home {home.root}"
