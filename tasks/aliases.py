@@ -2,12 +2,7 @@
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import (
-    BAD_REQUEST,
-    INVALID_PARAMETER_VALUE,
-    RESOURCE_DOES_NOT_EXIST,
-    ErrorCode,
-)
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, ErrorCode
 
 from schemas.base import BadInput
 from schemas.ledger import Draft, Entry
@@ -15,12 +10,8 @@ from sdft.chain import champions
 from tasks.home import Home
 from tasks.ledger import Ledger
 from tasks.packages import open_registered
-from tasks.tracking import VERDICT_TAG, all_versions, open_client
+from tasks.tracking import NOT_THERE, VERDICT_TAG, all_versions, open_client
 
-_NOT_THERE = (
-    ErrorCode.Name(RESOURCE_DOES_NOT_EXIST),  # no such model
-    ErrorCode.Name(INVALID_PARAMETER_VALUE),  # no such alias
-)
 _COLLISION = ErrorCode.Name(BAD_REQUEST)
 """Two set an alias or tag for the first time: the second one meets the first one's row."""
 CANDIDATE, CHAMPION = "candidate", "champion"
@@ -111,7 +102,7 @@ def alias_version(client: MlflowClient, name: str, alias: str) -> str | None:
     try:
         return str(client.get_model_version_by_alias(name, alias).version)
     except MlflowException as error:
-        if error.error_code in _NOT_THERE:
+        if error.error_code in NOT_THERE:
             return None
         raise
 
@@ -136,7 +127,7 @@ def own_entries(ledger: Ledger, client: MlflowClient, name: str) -> list[Entry]:
     try:
         head = client.get_registered_model(name).tags.get(LEDGER_HEAD)
     except MlflowException as error:
-        if error.error_code not in _NOT_THERE:
+        if error.error_code not in NOT_THERE:
             raise
         head = None
     entries = ledger.entries(name)  # after the head, since the ledger only grows

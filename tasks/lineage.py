@@ -34,7 +34,7 @@ from tasks.console import shown_address
 from tasks.home import Home
 from tasks.ledger import Ledger
 from tasks.packages import Registered, open_registered, run_file
-from tasks.tracking import open_client
+from tasks.tracking import open_client, pass_outage
 
 SHORTEST_HASH = 8
 
@@ -230,6 +230,7 @@ def _ask_stages(
         try:
             holds[one.hash] = look(home, one, wanted)
         except (BadInput, MlflowException, OSError, pa.ArrowException) as error:  # gone, or altered
+            pass_outage(error, home)
             reason = str(error).removeprefix(f"{one.name}/{one.version}: ")
             unread[one.hash] = Unread(name=one.name, version=one.version or "", reason=reason)
     return holds, unread

@@ -33,7 +33,7 @@ from tasks.packages import (
     reference_folder,
     verdict_file,
 )
-from tasks.tracking import STAGE_KEY, VERDICT_TAG, open_client
+from tasks.tracking import STAGE_KEY, VERDICT_TAG, open_client, pass_outage
 
 
 class Lie(Exception):
@@ -56,7 +56,7 @@ class Proof(Contract):
 def prove(home: Home, reference: str) -> Proof:
     """Prove a version's lineage from the base model on.
 
-    Raises Lie at the first thing that is not as it was written down.
+    Raises Lie at the first thing that is not as it was written down, Away where MLflow is away.
     """
     ledger, client = Ledger(home), open_client(home)
     name, version = resolve(home, reference)
@@ -80,6 +80,7 @@ def prove(home: Home, reference: str) -> Proof:
             check_logs(registered.label, evidence, records[-1])
             _check_verdicts(registered, entries)
     except (BadInput, MlflowException, OSError) as error:  # altered, or gone
+        pass_outage(error, home)
         raise Lie(str(error)) from None
     base = records[0].spec
     base_checked = Path(base.parent_dir).is_dir()

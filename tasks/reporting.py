@@ -23,6 +23,7 @@ from tasks.packages import run_file
 from tasks.registration import ensure_model
 from tasks.tracking import (
     HOME_TAG,
+    NOT_THERE,
     Away,
     experiment,
     find_run,
@@ -150,6 +151,9 @@ def _latest(home: Home, name: str, file: str) -> Path | None:
     client = open_client(home)
     try:
         run_id = client.get_registered_model(name).tags.get(LATEST)
-    except MlflowException:
+        run = client.get_run(run_id) if run_id else None
+    except MlflowException as error:
+        if error.error_code not in NOT_THERE:
+            raise
         return None
-    return run_file(client.get_run(run_id), f"retention/{file}") if run_id else None
+    return run and run_file(run, f"retention/{file}")

@@ -20,7 +20,9 @@ from mlflow.entities import Run as MlflowRun
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import (
+    INVALID_PARAMETER_VALUE,
     RESOURCE_ALREADY_EXISTS,
+    RESOURCE_DOES_NOT_EXIST,
     TEMPORARILY_UNAVAILABLE,
     ErrorCode,
 )
@@ -43,6 +45,10 @@ MODEL_HASH = "sdft.model_hash"
 VERDICT_TAG = "sdft.verdict"
 HOME_TAG = "sdft.home"
 """The home that a run is being trained in, or was."""
+NOT_THERE = (
+    ErrorCode.Name(RESOURCE_DOES_NOT_EXIST),  # no such model or run
+    ErrorCode.Name(INVALID_PARAMETER_VALUE),  # no such alias, or no name that a model can have
+)
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it says all it raises twice
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # every retry; Away says it
 _UNANSWERED = re.compile(r"^API request to .* failed with (timeout |)exception|error code 5\d\d")
@@ -72,6 +78,13 @@ def reaching(home: Home) -> Generator[None]:
     except OSError as error:  # copying names what is read first, and sometimes nothing
         error.filename = error.filename2 or error.filename or str(home.artifacts)
         raise
+
+
+def pass_outage(error: Exception, home: Home) -> None:
+    """For who catches errors that say that something is gone or altered: raises Away or NotLetIn
+    where this one says nothing about that."""
+    if problem := told(error, home.tracking_uri):
+        raise problem from error
 
 
 def told(error: Exception, uri: str) -> Away | NotLetIn | None:

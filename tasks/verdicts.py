@@ -8,7 +8,7 @@ from sdft.chain import let_in, newest
 from tasks.home import Home
 from tasks.ledger import Ledger
 from tasks.packages import open_registered, verdict_file
-from tasks.tracking import open_client
+from tasks.tracking import open_client, pass_outage
 
 
 class StandingVerdict(Contract):
@@ -20,7 +20,10 @@ class StandingVerdict(Contract):
 
 
 def standing_verdict(home: Home, name: str, stage_key: str) -> StandingVerdict | None:
-    """The newest verdict on a stage; None where there is none, or it cannot be read."""
+    """The newest verdict on a stage; None where there is none, or it cannot be read.
+
+    Raises Away where MLflow is away.
+    """
     entries = Ledger(home).entries(name)
     of_stage = [one for one in entries if one.kind == "registered" and one.stage_key == stage_key]
     if not of_stage:
@@ -32,6 +35,7 @@ def standing_verdict(home: Home, name: str, stage_key: str) -> StandingVerdict |
     try:
         run = open_registered(open_client(home), registered)
         verdict = Verdict.read(run.file(verdict_file(judged.verdict_hash)))
-    except (BadInput, MlflowException, OSError):  # the next run makes it anew
+    except (BadInput, MlflowException, OSError) as error:  # the next run makes it anew
+        pass_outage(error, home)
         return None
     return StandingVerdict(verdict=verdict, let_in=let_in(entries, version))

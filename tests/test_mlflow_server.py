@@ -66,7 +66,9 @@ def test_a_wrong_password_is_said_without_it_before_any_work(locked: str, tmp_pa
     assert not (tmp_path / "stages").exists()
 
 
-@pytest.mark.parametrize("command", ["status", "promote demo 1"])
+@pytest.mark.parametrize(
+    "command", ["status", "promote demo 1", "matrix demo", "replay demo --without a", "gc"]
+)
 def test_a_server_that_is_not_there_is_said(command: str, tmp_path: Path) -> None:
     code, said = sdft("http://127.0.0.1:9", tmp_path, *command.split())
     assert (code, said) == (1, "error: MLflow does not answer (http://127.0.0.1:9)")

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow.store.entities.paged_list import PagedList
@@ -10,13 +11,20 @@ from registry_home import RegistryHome
 from typer.testing import CliRunner, Result
 
 from flows import cli
+from flows.learn import Learned
+from flows.show import show_learned
 from schemas.base import BadInput
 from schemas.curriculum import Curriculum, DataSource, Skill, load_curriculum
+from schemas.results import MatrixRow
+from schemas.stage import StageRecord
+from sdft.matrix import build_matrix
+from tasks.home import Home
 from tasks.lineage import row_hashes
 from tasks.replay import curriculum_without
 from tasks.reporting import CURRICULUM, LATEST
 from tasks.status import RegisteredVersion, registry_status
-from tasks.tracking import all_pages, experiment
+from tasks.tracking import Away, all_pages, experiment
+from tasks.verdicts import standing_verdict
 
 pytestmark = pytest.mark.slow
 
@@ -165,6 +173,56 @@ def test_an_incomplete_trace_is_exit_code_1(demo: RegistryHome) -> None:
     assert [one["version"] for one in traces["found"]] == ["1", "2"]
     assert [one["version"] for one in traces["unread"]] == ["2"]
     assert run("trace", "b").exit_code == 0, "a skill is in the ledger"
+
+
+def test_an_outage_is_told_as_one_and_as_nothing_else(
+    demo: RegistryHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not as a matrix or curriculum that is not there, a lie, a verdict that is to be made anew."""
+    key = next(demo.home.stages.glob("*/record.json"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    said = "MLflow does not answer (http://127.0.0.1:9)"
+    for arguments in [("lineage", "demo", "--verify"), ("trace", "0" * 64)]:
+        result = run(*arguments)
+        assert (type(result.exception), str(result.exception)) == (Away, said), result.output
+        assert result.output == ""
+    with pytest.raises(Away):
+        standing_verdict(demo.home, "demo", StageRecord.read(key).key)
+
+
+@pytest.mark.parametrize(
+    ("passed", "unregistered", "line"),
+    [
+        (False, ("a",), "champion: none, no stage of other has passed"),
+        (True, ("a",), "champion: none yet, what has passed waits to be registered"),
+        (True, (), "champion: none, what has passed is to be promoted; see sdft ledger other"),
+    ],
+)
+def test_learn_says_why_there_is_no_champion(
+    passed: bool, unregistered: tuple[str, ...], line: str, tmp_path: Path, capsys: Any
+) -> None:
+    rows = [
+        MatrixRow(
+            stage=stage,
+            skill=skill,
+            parent_stage=None,
+            model_hash="0" * 64,
+            passed=passed or skill is None,
+            version=None,
+            cells=(None,),
+        )
+        for stage, skill in enumerate((None, "a"))
+    ]
+    learned = Learned(
+        matrix=build_matrix("other", ["a"], [], rows),
+        verdicts=(),
+        trained=("a",),
+        unregistered=unregistered,
+        report=None,
+    )
+    show_learned(learned, Home(tmp_path))
+    assert line in capsys.readouterr().out.splitlines()
 
 
 def test_replay_asked_again_learns_the_same_curriculum(demo: RegistryHome) -> None:
