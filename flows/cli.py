@@ -7,9 +7,10 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from flows import operate, registry
 from flows.options import (
@@ -24,11 +25,24 @@ from flows.options import (
     open_curriculum,
     open_home,
 )
+from flows.start import end_within_import
 from schemas.base import BadInput
 from tasks.console import console, shown_address
 from tasks.failures import RunFailed, Terminated
 
+
+class Commands(TyperGroup):
+    """Typer ends a command that gets a KeyboardInterrupt with 130; SIGTERM is one, and is 143."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Terminated:
+            raise typer.Exit(TERMINATED) from None
+
+
 app = typer.Typer(
+    cls=Commands,
     help="Continual learning for language models: learn skills one after the other, keep the old.",
     no_args_is_help=True,
     add_completion=False,
@@ -52,6 +66,8 @@ def main() -> None:
         signal.signal(signal.SIGHUP, signal.default_int_handler)  # a closed terminal is a Ctrl-C
     try:
         app()
+    except Terminated:  # before or after the command itself
+        sys.exit(TERMINATED)
     except BadInput as error:
         fail(str(error), USER_ERROR)
     except RunFailed as error:
@@ -67,7 +83,8 @@ def main() -> None:
         fail(str(problem), USER_ERROR if isinstance(problem, BadInput) else ERROR)
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
+def _terminate(_signal: int, frame: FrameType | None) -> None:
+    end_within_import(frame, TERMINATED)
     raise Terminated
 
 

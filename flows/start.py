@@ -1,4 +1,4 @@
-"""Where `sdft` begins: a Ctrl-C while something is being imported is no traceback."""
+"""Where `sdft` begins: a signal while something is being imported is no traceback."""
 
 import os
 import signal
@@ -18,13 +18,18 @@ def main() -> None:
 
 
 def _interrupt(_signal: int, frame: FrameType | None) -> None:
-    """A Ctrl-C: a KeyboardInterrupt, but within an import the end at once.
+    """A Ctrl-C: a KeyboardInterrupt, but within an import the end at once."""
+    end_within_import(frame, 130)
+    raise KeyboardInterrupt
 
-    Nothing is at stake there, and native code that is being imported swallows a KeyboardInterrupt
-    or turns it into an error of its own.
+
+def end_within_import(frame: FrameType | None, code: int) -> None:
+    """End at once where a signal came while something was being imported.
+
+    Nothing is at stake there, and native code that is being imported swallows an exception or turns
+    it into an error of its own.
     """
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
-            os._exit(130)
+            os._exit(code)
         frame = frame.f_back
-    raise KeyboardInterrupt

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import save_tiny_model
+from conftest import ROOT, save_tiny_model
 from test_learn import write_curriculum
 
 SDFT = [sys.executable, "-c", "from flows.start import main; main()"]
@@ -114,7 +114,13 @@ def test_ctrl_c_saves_and_the_same_command_finishes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("after_s", [0.15, 0.3, 0.45, 0.6])
-def test_ctrl_c_while_it_starts_is_no_traceback(after_s: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("sent", "codes"),
+    [(signal.SIGINT, {130}), (signal.SIGTERM, {143, -signal.SIGTERM})],  # a shell says 143 for both
+)
+def test_a_signal_while_it_starts_is_no_traceback(
+    sent: signal.Signals, codes: set[int], after_s: float, tmp_path: Path
+) -> None:
     write_curriculum(tmp_path, ["alpha"])
     began = IN_A_TERMINAL + "print('began', flush=True);"
     command = [sys.executable, "-c", began + SDFT[2], "plan", "curriculum.yaml"]
@@ -124,7 +130,34 @@ def test_ctrl_c_while_it_starts_is_no_traceback(after_s: float, tmp_path: Path) 
     assert process.stdout is not None
     process.stdout.readline()
     time.sleep(after_s)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(sent)
     _, said = process.communicate(timeout=100)
-    assert process.returncode == 130, said
+    assert process.returncode in codes, said
     assert "Traceback" not in said
+
+
+WAITING = """
+import time
+from flows.cli import app
+
+@app.command()
+def wait() -> None:
+    try:
+        print("began", flush=True)
+        time.sleep(100)
+    finally:
+        print("tidied up")
+"""
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_any_command_with_its_exit_code(sent: signal.Signals, code: int) -> None:
+    command = [sys.executable, "-c", f"{IN_A_TERMINAL}{WAITING}{SDFT[2]}", "wait"]
+    process = subprocess.Popen(
+        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=ROOT
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "began\n"
+    process.send_signal(sent)
+    said, _ = process.communicate(timeout=100)
+    assert (process.returncode, said) == (code, "tidied up\n")
