@@ -2,14 +2,17 @@
 
 import json
 import os
+import re
 import shlex
 import sys
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from cronsim import CronSim, CronSimError
 from rich.table import Table
 from rich.text import Text
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 DEPLOYMENTS = Path(infra.__file__).with_name("prefect.yaml")
 JOB_TEMPLATE = Path(infra.__file__).with_name("kubernetes") / "base-job-template.json"
+NIGHTLY = "0 2 * * *"
 SIGNS = {"well": ("well", "green"), "note": ("note", "yellow"), "mend": ("MEND", "bold red")}
 
 
@@ -63,7 +67,10 @@ def deploy(
         Path, typer.Argument(help="The curriculum, at its place on the workers.")
     ],
     profile: Annotated[Profile, typer.Option(help="Where it is to run.")] = Profile.LOCAL,
-    cron: Annotated[str, typer.Option(help="When, for the profile local.")] = "0 2 * * *",
+    cron: Annotated[
+        str | None,
+        typer.Option(help="When, in cron's five fields; default: '0 2 * * *'; on servers in UTC."),
+    ] = None,
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Put a curriculum on a schedule; again, it changes only what is not as it should be.
@@ -72,12 +79,14 @@ def deploy(
     the Prefect server of PREFECT_API_URL; SDFT_NOTIFY_URL is told of refusals and failures.
     """
     opened = Home(home)
+    if cron is not None:
+        cron = _checked(cron)
     there = curriculum_file.exists()
     if there or profile is Profile.LOCAL:
         load_curriculum(curriculum_file)
     if profile is Profile.LOCAL:
         opened.activate(offline=True)
-        _show_cron(cron, curriculum_file.resolve(), opened)
+        _show_cron(cron or NIGHTLY, curriculum_file.resolve(), opened)
         return
     if not os.environ.get("PREFECT_API_URL"):
         raise BadInput("PREFECT_API_URL is not set; it says which Prefect server to deploy to")
@@ -88,13 +97,29 @@ def deploy(
     place = {"SDFT_HOME": str(home), "SDFT_CURRICULUM": str(curriculum_file)}
     with TemporaryDirectory() as folder:
         os.environ["PREFECT_HOME"] = folder  # the home is the workers', and need not be here
-        from tasks.deploying import apply_all
+        from tasks.deploying import apply_all, at_another_time
 
+        file = at_another_time(DEPLOYMENTS, cron, Path(folder)) if cron else DEPLOYMENTS
         pools = "kubernetes" if profile is Profile.KUBERNETES else "process"
-        applied = apply_all(pools, DEPLOYMENTS, JOB_TEMPLATE, place)
+        applied = apply_all(pools, file, JOB_TEMPLATE, place)
     if not there:
         console.print(f"{curriculum_file} is not on this machine: not checked", style="yellow")
     _show_applied(applied, pools)
+
+
+def _checked(cron: str) -> str:
+    """A time in the form that cron and Prefect both know; raises BadInput where it is none."""
+    fields, known = cron.split(), re.compile(r"([\d*/,-]|[A-Za-z]{3})+")
+    try:
+        if len(fields) != 5 or not all(map(known.fullmatch, fields)):
+            raise CronSimError("not five fields")
+        CronSim(cron, datetime.now())
+    except CronSimError as error:
+        raise BadInput(
+            f"--cron {cron!r}: is no time for cron ({error}); write minute, hour, day of month, "
+            "month and day of week, such as '0 2 * * *' for every night at two"
+        ) from None
+    return " ".join(fields)
 
 
 def _show_cron(cron: str, file: Path, home: Home) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.responses import DeploymentResponse
@@ -17,6 +18,7 @@ from tasks.automations import Done, apply_automation, notifications, save_block,
 from tasks.orchestration import reaching_prefect
 
 POOLS = ("cpu", "gpu")
+LEARN = "flows.learn.learn"
 ENTRYPOINTS = "flows."
 """How the entry points of our deployments begin."""
 HEARTBEAT = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
@@ -64,6 +66,17 @@ def apply_all(
     return done
 
 
+def at_another_time(prefect_file: Path, cron: str, folder: Path) -> Path:
+    """The deployments' file, written to `folder`, with another time for the curriculum."""
+    content = yaml.safe_load(prefect_file.read_text(encoding="utf-8"))
+    [learn] = [one for one in content["deployments"] if one["entrypoint"] == LEARN]
+    [schedule] = learn["schedules"]
+    schedule["cron"] = cron
+    changed = folder / prefect_file.name
+    changed.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    return changed
+
+
 def pool_template(name: str, template: dict[str, Any]) -> dict[str, Any]:
     """The template of one pool: frequent heartbeats, and a GPU where it is the GPUs' pool."""
     properties: dict[str, Any] = json.loads(json.dumps(template["variables"]["properties"]))
@@ -97,14 +110,20 @@ def _ours(client: SyncPrefectClient) -> list[DeploymentResponse]:
 
 
 def _deployed(now: DeploymentResponse, before: DeploymentResponse | None) -> Applied:
-    crons = [f"{cron} {zone}" for one in now.schedules if one.active for cron, zone in _cron(one)]
-    detail = ", ".join([f"pool {now.work_pool_name}", *crons])
+    detail = ", ".join([f"pool {now.work_pool_name}", *_crons(now)])
     changing = {"updated", "last_polled", "status", "schedules"}
-    same = before is not None and now.model_dump(exclude=changing) == before.model_dump(
-        exclude=changing
+    same = (
+        before is not None
+        and now.model_dump(exclude=changing) == before.model_dump(exclude=changing)
+        and _crons(now) == _crons(before)
     )
     done: Done = "made" if before is None else "as it was" if same else "changed"
     return Applied(kind="deployment", name=now.name, done=done, detail=detail)
+
+
+def _crons(deployment: DeploymentResponse) -> list[str]:
+    active = [one for one in deployment.schedules if one.active]
+    return [f"{cron} {zone}" for one in active for cron, zone in _cron(one)]
 
 
 def _cron(schedule: Any) -> list[tuple[str, str]]:

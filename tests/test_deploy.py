@@ -58,6 +58,13 @@ def test_local_prints_a_line_for_cron(tmp_path: Path) -> None:
     [
         (["nowhere.yaml"], "there is no such file"),
         (["/c.yaml", "--profile", "server"], "PREFECT_API_URL is not set"),
+        (
+            ["/c.yaml", "--cron", "hello"],
+            "is no time for cron (not five fields); write minute, hour",
+        ),
+        (["/c.yaml", "--cron", ""], "is no time for cron"),
+        (["/c.yaml", "--cron", "0 25 * * *"], "'0 25 * * *': is no time for cron (Bad hour)"),
+        (["/c.yaml", "--cron", "0 2 L * *", "--profile", "server"], "is no time for cron"),
         (["/c.yaml", "--profile", "cloud"], "Invalid value for '--profile'"),
     ],
 )
@@ -229,6 +236,9 @@ def test_a_server_gets_pools_deployments_and_automations_that_work(
     lines = [line for line in repeated.splitlines() if line.startswith(("pool", "dep", "auto"))]
     assert len(lines) == len([one for one in said.splitlines() if one.rstrip().endswith("made")])
     assert all(line.rstrip().endswith("as it was") for line in lines), repeated
+    _, moved = deploy(*place, "--cron", "5 4 * * 1", SDFT_NOTIFY_URL=receiver.address)
+    [changed] = [line for line in moved.splitlines() if line.rstrip().endswith("changed")]
+    assert "nightly" in changed and "5 4 * * 1 UTC" in changed, moved
     other, refused = deploy(*[one.replace("server", "kubernetes") for one in place])
     assert other == 2 and "the pool cpu is of type process, not kubernetes" in refused, refused
 
