@@ -54,7 +54,7 @@ def report_run(
     general: list[Snapshot],
     home_dir: str,
 ) -> Report | None:
-    """Log the matrix (JSON, Parquet, PNG) and the curves (PNG), unless this very one is there.
+    """Log the matrix (JSON, Parquet, PNG) and the curves (PNG), unless they are there already.
 
     With them what belongs to no stage: the curriculum, the base model's per-item results and the
     general suites' validation. Returns None where MLflow cannot be reached.
@@ -78,7 +78,8 @@ def _report(
 ) -> Report:
     client = open_client(home)
     experiment_id = experiment(client, home, matrix.curriculum)
-    digest = digest_json(matrix.model_dump(mode="json", exclude=_TIMINGS))
+    told = matrix.model_dump(mode="json", exclude=_TIMINGS)
+    digest = digest_json({"matrix": told, "curriculum": curriculum.model_dump(mode="json")})
     run = find_run(client, experiment_id, MATRIX_DIGEST, digest)
     if run is not None and run.info.status == "FINISHED":
         _mark_latest(client, run.info.run_id, matrix.curriculum)

@@ -368,6 +368,9 @@ def test_a_run_leaves_metrics_for_prometheus_and_tables_in_prefect(
 
 
 def test_again_does_nothing_and_a_refusal_leaves_the_champion(place: Place) -> None:
+    from tasks.home import Home
+    from tasks.reporting import latest_curriculum
+
     again = place.learn(["alpha", "beta"])
     assert again.trained == ()
     assert again.matrix.model_dump() == place.learned.matrix.model_dump()
@@ -375,6 +378,13 @@ def test_again_does_nothing_and_a_refusal_leaves_the_champion(place: Place) -> N
     assert not again.report.is_new
     assert len(place.versions()) == 2
     test_every_step_of_every_curve_is_there_once(place)
+
+    other = place.learn(["alpha", "beta"], runtime={"checkpoint_every_steps": 3})
+    assert (other.trained, other.matrix) == ((), again.matrix)
+    newest = latest_curriculum(Home(place.home), "demo")
+    assert newest is not None and newest.runtime.checkpoint_every_steps == 3, (
+        "replay starts from it"
+    )
 
     champion = place.champion()
     refused = place.learn(["alpha", "beta"], seed=9, gate={"min_gain": 0.9, "max_forgetting": 1.0})
