@@ -382,9 +382,8 @@ def test_again_does_nothing_and_a_refusal_leaves_the_champion(place: Place) -> N
     other = place.learn(["alpha", "beta"], runtime={"checkpoint_every_steps": 3})
     assert (other.trained, other.matrix) == ((), again.matrix)
     newest = latest_curriculum(Home(place.home), "demo")
-    assert newest is not None and newest.runtime.checkpoint_every_steps == 3, (
-        "replay starts from it"
-    )
+    assert newest is not None
+    assert newest.runtime.checkpoint_every_steps == 3, "replay starts from it"
 
     champion = place.champion()
     refused = place.learn(["alpha", "beta"], seed=9, gate={"min_gain": 0.9, "max_forgetting": 1.0})

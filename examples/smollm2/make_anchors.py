@@ -1,23 +1,15 @@
-"""Writes skills/orderline/train-and-requests.jsonl: the order lines, then ordinary requests.
+"""Write anchors.jsonl: ordinary requests, which each stage is to answer as its parent does.
 
-    python examples/smollm2/make_requests.py
+    python make_anchors.py     # the same bytes each time
 
-The requests, none of which is in a suite, have the base model's own answers: a stage that learns
-them beside its skill keeps the model's manner of answering. Needs the model (fetch_model.py).
-Answers are greedy; one that does not end within a rollout's length is left out.
+None of them is in a suite. They were written as kinds of questions, and not chosen by what the
+model answers.
 """
 
 import json
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from sdft.drawing import Sampling
-from sdft.model import load_model, pick_device
-from sdft.modelfiles import convert_gguf
-from sdft.rollout import generate
-
-HERE = Path(__file__).parent
-MAX_NEW_TOKENS = 28  # as in curriculum.yaml
+HERE = Path(__file__).resolve().parent
 
 ASKED = {
     "What color is {}?": "grass snow coal blood milk gold honey sky lemon chocolate",
@@ -58,26 +50,8 @@ ASKED_ONCE = [
 
 def main() -> None:
     asked = [form.format(word) for form, words in ASKED.items() for word in words.split()]
-    asked += ASKED_ONCE
-    [file] = (HERE / "model").glob("*.gguf")
-    with TemporaryDirectory() as folder:
-        convert_gguf(file, Path(folder) / "base")
-        lm = load_model(Path(folder) / "base", pick_device("cpu"))
-    prompts = [lm.prompt_ids([{"role": "user", "content": one}]) for one in asked]
-    answers = generate(lm, prompts, Sampling(MAX_NEW_TOKENS))
-    rows = [
-        {
-            "id": f"request-{n:03}",
-            "prompt": prompt,
-            "response": lm.tokenizer.decode(said.tokens[:-1]),
-        }
-        for n, (prompt, said) in enumerate(zip(asked, answers, strict=True))
-        if said.finished
-    ]
-    orders = (HERE / "skills" / "orderline" / "train.jsonl").read_text()
-    written = HERE / "skills" / "orderline" / "train-and-requests.jsonl"
-    written.write_text(orders + "".join(json.dumps(row) + "\n" for row in rows))
-    print(f"{len(rows)} of {len(asked)} answers ended in time")
+    rows = [{"id": f"anchor-{n:03}", "prompt": one} for n, one in enumerate(asked + ASKED_ONCE)]
+    (HERE / "anchors.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 if __name__ == "__main__":
