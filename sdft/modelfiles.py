@@ -29,7 +29,10 @@ def check_model_dir(directory: Path) -> None:
     end-of-sequence and a padding token, and a chat template.
     """
     if not directory.is_dir():
-        raise BadInput(f"{directory}: there is no such model directory")
+        raise BadInput(
+            f"{directory}: there is no such model directory; one from the Hugging Face hub is "
+            "hub:ORGANISATION/NAME@COMMIT"
+        )
     if not (directory / "config.json").is_file():
         raise BadInput(f"{directory}: has no config.json, so it is no Hugging Face model directory")
     _read_json(directory / "config.json")

@@ -152,12 +152,12 @@ def versions() -> Findings:
     try:
         asked = [Requirement(one) for one in importlib.metadata.requires("sdft") or []]
     except importlib.metadata.PackageNotFoundError:
-        yield wrong("versions", "sdft is not installed", "pip install it, with constraints.txt")
+        yield wrong("versions", "sdft is not installed", "in a clone: pip install -c constraints.txt .")
         return
     needed = [one for one in asked if one.marker is None or one.marker.evaluate({"extra": ""})]
     bad = [problem for one in needed if (problem := unmet(one))]
     for problem in bad:
-        yield wrong("versions", problem, "pip install --constraint constraints.txt sdft")
+        yield wrong("versions", problem, "in a clone: pip install -c constraints.txt .")
     if not bad:
         shown = ", ".join(
             f"{name} {importlib.metadata.version(name)}" for name in ("prefect", "mlflow", "torch")
