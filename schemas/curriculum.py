@@ -219,12 +219,26 @@ def _read_yaml(path: Path, keys: str) -> tuple[dict[str, Any], dict[Place, int]]
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         lines = dict(_lines(root)) if root else {}
-        content = yaml.safe_load(text)
+        content = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, RecursionError) as error:
         raise BadInput(f"{path}: is no valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise BadInput(f"{path}: must be a mapping with {keys}")
     return content, lines
+
+
+class _Loader(yaml.SafeLoader):
+    """Says where a text stands that looks like a date or number and is none."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError):
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.MarkedYAMLError(
+                problem=f"{str(node.value)[:40]!r} cannot be read as {kind}; put a text in quotes",
+                problem_mark=node.start_mark,
+            ) from None
 
 
 @contextmanager

@@ -104,6 +104,15 @@ def test_a_mistake_in_shared_settings_is_named_once(tmp_path: Path) -> None:
             "leaves nothing of max_new_tokens",
         ),
         ("skills:", "skills: []\nother:", ":3: skills: .*at least 1"),
+        *(
+            ("name: demo", f"name: {text}", rf"(?s)'{value}' cannot be read as {kind}.*line 1, col")
+            for text, value, kind in [
+                ("2024-13-45", "2024-13-45", "timestamp"),
+                ("0x_", "0x_", "int"),
+                ("!!bool perhaps", "perhaps", "bool"),
+                ("!!timestamp noon", "noon", "timestamp"),
+            ]
+        ),
     ],
 )
 def test_mistakes_are_named_with_their_line(
