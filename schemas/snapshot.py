@@ -9,6 +9,21 @@ from schemas.base import Contract, Sealed
 from schemas.stage import FileDigest
 
 
+class Origin(Contract):
+    """A validated data set that some rows of a stage are from."""
+
+    source: str
+    data_hash: str
+
+
+class AnchorsOrigin(Origin):
+    """The anchors, and how their validation ended; a skill's own has its files."""
+
+    quarantined: int
+    rules: int
+    rules_met: int
+
+
 class Snapshot(Sealed):
     """A validated data set in canonical form."""
 
@@ -25,6 +40,11 @@ class Snapshot(Sealed):
     """Of the rows after the own ones, by skill that they come from: what a stage learns again."""
     anchors: Annotated[int, Field(exclude_if=lambda rows: not rows)] = 0
     """Of the rows the last ones: prompts that the stage is to answer as before."""
+    own_hash: Annotated[str, Field(exclude_if=lambda one: not one)] = ""
+    """The data hash of the own rows alone, where there are others."""
+    rehearsed_from: Annotated[dict[str, Origin], Field(exclude_if=lambda one: not one)] = {}
+    """By skill, the rows that it was learned from."""
+    anchors_from: Annotated[AnchorsOrigin | None, Field(exclude_if=lambda one: one is None)] = None
 
     def at(self, directory: Path) -> Self:
         """The same data in a copy of their directory."""

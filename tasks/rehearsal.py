@@ -1,6 +1,8 @@
 """The data of a stage: its own demonstrations, some of the skills before it, and anchors."""
 
 import shutil
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,7 +11,7 @@ from schemas.base import BadInput
 from schemas.curriculum import Curriculum
 from schemas.data import TRAIN_SCHEMA
 from schemas.digest import digest_json
-from schemas.snapshot import Snapshot, SuiteData
+from schemas.snapshot import AnchorsOrigin, Origin, Snapshot, SuiteData
 from sdft.data import data_hash, write_table
 from sdft.files import placed
 from sdft.modelfiles import all_files
@@ -17,6 +19,10 @@ from sdft.rehearsal import rehearsed
 from tasks.console import say
 from tasks.home import Home
 from tasks.validation import ROWS, SNAPSHOT, verified_snapshot
+from tasks.violations import rules_checked
+
+ANCHORS = "anchors-"
+"""How the names of the files begin that a snapshot has from the validation of its anchors."""
 
 
 def with_rehearsal(
@@ -28,8 +34,8 @@ def with_rehearsal(
 ) -> SuiteData:
     """The data of a skill with rows of the skills that the stage's model knows, then all anchors.
 
-    All of them have passed validation; its result and page are the skill's own. The snapshot is
-    made once and kept, like any other.
+    All of them have passed validation. The snapshot is made once and kept, like any other: by what
+    is in it, so its name and the sources are those of whoever asks.
     """
     own, share, seed = _train(data), curriculum.rehearsal, curriculum.seed
     learned = {name: _train(one) for name, one in earlier.items()} if share else {}
@@ -42,7 +48,7 @@ def with_rehearsal(
         "seed": seed,
     }
     if anchors:
-        key["anchors"] = anchors.data_hash
+        key["anchors"] = anchors.hash
     target = home.data / digest_json(key)[:32]
     try:
         made = verified_snapshot(target)
@@ -54,18 +60,18 @@ def with_rehearsal(
         if anchors:
             table = pa.concat_tables([table, _rows(anchors)])
         with placed(target) as partial:
-            for file in own.files:
-                if file.path != ROWS:
-                    shutil.copyfile(f"{own.directory}/{file.path}", partial / file.path)
+            _copy_files(own, partial)
+            if anchors:
+                _copy_files(anchors, partial, ANCHORS)
             write_table(table, partial / ROWS)
+            again = {name: count for name, count in zip(learned, counts, strict=True) if count}
             changed = {
                 "files": all_files(partial),
                 "data_hash": data_hash(table),
                 "rows": len(table),
-                "rehearsed": {
-                    name: count for name, count in zip(learned, counts, strict=True) if count
-                },
+                "rehearsed": again,
                 "anchors": anchors.rows if anchors else 0,
+                **_origins(own, {name: learned[name] for name in again}, anchors),
             }
             made = own.model_copy(update=changed).at(target)
             made.write(partial / SNAPSHOT)
@@ -73,7 +79,37 @@ def with_rehearsal(
         counted += [f"{made.anchors} anchors"] * bool(made.anchors)
         with_it = ", ".join(counted) or "no rows again"
         say("rehearse", data.eval.name.removesuffix("/eval"), f"learns {with_it}")
-    return data.model_copy(update={"train": made.at(target)})
+    told = {"name": own.name, "source": own.source}
+    told |= _origins(own, {name: learned[name] for name in made.rehearsed}, anchors)
+    return data.model_copy(update={"train": made.model_copy(update=told).at(target)})
+
+
+def _origins(own: Snapshot, again: dict[str, Snapshot], anchors: Snapshot | None) -> dict[str, Any]:
+    """What a mixed snapshot says of where its rows are from."""
+    asked = None
+    if anchors:
+        rules, met = rules_checked(Path(anchors.directory))
+        asked = AnchorsOrigin(
+            source=anchors.source,
+            data_hash=anchors.data_hash,
+            quarantined=anchors.quarantined,
+            rules=rules,
+            rules_met=met,
+        )
+    return {
+        "own_hash": own.data_hash,
+        "rehearsed_from": {
+            name: Origin(source=one.source, data_hash=one.data_hash) for name, one in again.items()
+        },
+        "anchors_from": asked,
+    }
+
+
+def _copy_files(snapshot: Snapshot, folder: Path, prefix: str = "") -> None:
+    """Copy what its validation left beside the rows."""
+    for file in snapshot.files:
+        if file.path != ROWS:
+            shutil.copyfile(f"{snapshot.directory}/{file.path}", folder / f"{prefix}{file.path}")
 
 
 def _rows(snapshot: Snapshot) -> pa.Table:

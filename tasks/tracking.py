@@ -51,8 +51,11 @@ NOT_THERE = (
 )
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # it says all it raises twice
 logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # every retry; Away says it
-_UNANSWERED = re.compile(r"^API request to .* failed with (timeout |)exception|error code 5\d\d")
-"""How MLflow's client says that there is no server, or none behind its proxy."""
+_UNANSWERED = re.compile(
+    r"^API request to .* failed with (timeout |)exception|error code 5\d\d", re.MULTILINE
+)
+"""How MLflow's client says, of files each on a line, that there is no server or none behind its
+proxy."""
 _NOT_LET_IN = re.compile(r"error code 40[13]\b")
 """How MLflow's client says that the server wants another name or password."""
 
@@ -222,9 +225,13 @@ def log_snapshot(client: MlflowClient, run_id: str, snapshot: Snapshot, context:
     )
     tags = [InputTag("mlflow.data.context", context)]
     client.log_inputs(run_id, datasets=[DatasetInput(dataset, tags)])
-    for file in ("rows.parquet", "snapshot.json", "result.json", "docs.html"):
-        path = Path(snapshot.directory) / file
-        client.log_artifact(run_id, str(path), f"validation/{snapshot.name}")
+    place, folder = f"validation/{snapshot.name}", Path(snapshot.directory)
+    of_anchors = [folder / "anchors-result.json", folder / "anchors-docs.html"]
+    files = [folder / file for file in ("rows.parquet", "result.json", "docs.html")]
+    for path in (*files, *(path for path in of_anchors if path.is_file())):
+        client.log_artifact(run_id, str(path), place)
+    # Not the file: the same data can have been validated under another name, from another place.
+    client.log_text(run_id, snapshot.seal().text, f"{place}/snapshot.json")
 
 
 def set_tags(client: MlflowClient, run_id: str, tags: dict[str, str]) -> None:

@@ -6,11 +6,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from schemas.base import Contract, write_atomically
+from schemas.base import BadInput, Contract, write_atomically
 from schemas.expectations import Expectation
 from sdft.data import Row, row_id, write_table
 
 SHOWN_ROWS = 8
+RESULT = "result.json"
 
 
 class Violation(Contract):
@@ -60,7 +61,7 @@ def run_expectations(
         result_format={"result_format": "COMPLETE", "unexpected_index_column_names": ["row"]},
     )
     document: Any = result.to_json_dict()
-    write_atomically(directory / "result.json", json.dumps(document, indent=1))
+    write_atomically(directory / RESULT, json.dumps(document, indent=1))
     page = DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(result))
     write_atomically(directory / "docs.html", page)
     return [
@@ -73,6 +74,19 @@ def run_expectations(
         for one in document["results"]
         if not one["success"]
     ]
+
+
+def rules_checked(directory: Path) -> tuple[int, int]:
+    """How many expectations were checked and how many were met, by the result in a directory.
+
+    Raises BadInput where there is none or it cannot be read.
+    """
+    file = directory / RESULT
+    try:
+        found = json.loads(file.read_bytes())["statistics"]
+        return int(found["evaluated_expectations"]), int(found["successful_expectations"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise BadInput(f"{file}: is no validation result ({error})") from None
 
 
 def write_quarantine(rows: list[Row], violations: list[Violation], path: Path) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from schemas.curriculum import Curriculum, DataSource, Skill
 from schemas.data import TRAIN_SCHEMA
-from schemas.snapshot import Snapshot, SuiteData
+from schemas.snapshot import Origin, Snapshot, SuiteData
 from sdft.data import data_hash, read_demonstrations, train_table, write_table
 from sdft.modelfiles import all_files
 from sdft.rehearsal import rehearsed
@@ -19,6 +19,7 @@ from tasks.home import Home
 from tasks.rehearsal import with_rehearsal
 from tasks.validation import verified_snapshot
 
+RESULT = '{"statistics": {"evaluated_expectations": 9, "successful_expectations": 8}}'
 ALPHA, BETA = (train_table(train_rows(20, skill)) for skill in ("alpha", "beta"))
 
 
@@ -74,7 +75,8 @@ def snapshot(home: Home, skill: str, table: pa.Table) -> SuiteData:
     folder = home.data / skill
     folder.mkdir()
     write_table(table, folder / "rows.parquet")
-    (folder / "result.json").write_text("{}")
+    (folder / "result.json").write_text(RESULT)
+    (folder / "docs.html").write_text(f"<p>{skill}</p>")
     made = Snapshot(
         name=f"{skill}/train",
         source=f"{skill}.jsonl",
@@ -97,7 +99,7 @@ def test_a_snapshot_of_its_own_says_what_is_learned_again(
     assert mixed is not None
     assert (mixed.rows, mixed.rehearsed, mixed.source) == (30, {"alpha": 10}, "beta.jsonl")
     assert mixed == verified_snapshot(Path(mixed.directory))
-    assert {Path(file.path).name for file in mixed.files} == {"rows.parquet", "result.json"}
+    assert {file.path for file in mixed.files} == {"rows.parquet", "result.json", "docs.html"}
     assert data_hash(pq.read_table(mixed.file)) == mixed.data_hash
     assert "learns 10 of alpha again" in capsys.readouterr().out
 
@@ -113,7 +115,9 @@ def test_nothing_changes_where_there_is_nothing_to_rehearse(home: Home) -> None:
     alpha, beta = snapshot(home, "alpha", ALPHA), snapshot(home, "beta", BETA)
     assert with_rehearsal(beta, {"alpha": alpha}, None, curriculum(0.0), home) == beta
     assert with_rehearsal(alpha, {}, None, curriculum(0.5), home) == alpha
-    assert "rehearsed" not in beta.text, "snapshots of before keep their hash"
+    assert beta.train is not None
+    for field in ("rehearsed", "anchors", "own_hash"):
+        assert field not in beta.train.text, "snapshots of before keep their hash"
 
 
 def test_anchors_come_last_in_every_stage(home: Home, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,6 +137,47 @@ def test_anchors_come_last_in_every_stage(home: Home, capsys: pytest.CaptureFixt
     assert "learns 3 anchors" in said and "learns 10 of alpha again, 3 anchors" in said
     without = with_rehearsal(beta, {"alpha": alpha}, anchors, curriculum(0.0), home).train
     assert without is not None and (without.rows, without.rehearsed) == (23, {})
+
+
+def test_the_snapshot_says_where_all_its_rows_are_from(home: Home) -> None:
+    alpha, beta = snapshot(home, "alpha", ALPHA), snapshot(home, "beta", BETA)
+    anchors = snapshot(home, "anchors", train_table([{"id": "a", "prompt": "Name one"}])).train
+    assert anchors is not None
+    mixed = with_rehearsal(beta, {"alpha": alpha}, anchors, curriculum(0.5), home).train
+    assert mixed is not None and mixed == Snapshot.read(Path(mixed.directory) / "snapshot.json")
+    assert mixed.own_hash == data_hash(BETA)
+    assert mixed.rehearsed_from == {
+        "alpha": Origin(source="alpha.jsonl", data_hash=data_hash(ALPHA))
+    }
+    found = mixed.anchors_from
+    assert found is not None
+    assert (found.source, found.data_hash) == ("anchors.jsonl", anchors.data_hash)
+    assert (found.rules, found.rules_met, found.quarantined) == (9, 8, 0)
+    page = Path(mixed.directory) / "anchors-docs.html"
+    assert page.read_text() == "<p>anchors</p>", "the evidence that they were validated goes along"
+    assert (Path(mixed.directory) / "docs.html").read_text() == "<p>beta</p>"
+
+
+def test_one_that_was_made_before_has_the_names_and_sources_of_now(home: Home) -> None:
+    """Its identity is what is in it; a skill can be named anew and a file be moved."""
+    alpha, beta = snapshot(home, "alpha", ALPHA), snapshot(home, "beta", BETA)
+    anchors = snapshot(home, "anchors", train_table([{"id": "a", "prompt": "Name one"}])).train
+    assert alpha.train and beta.train and anchors
+    first = with_rehearsal(beta, {"alpha": alpha}, anchors, curriculum(0.5), home).train
+
+    def moved(one: Snapshot, name: str) -> Snapshot:
+        return one.model_copy(update={"name": name, "source": f"moved/{one.source}"})
+
+    beta = beta.model_copy(update={"train": moved(beta.train, "renamed/train")})
+    alpha = alpha.model_copy(update={"train": moved(alpha.train, "alpha/train")})
+    asked = moved(anchors, "anchors")
+    again = with_rehearsal(beta, {"alpha": alpha}, asked, curriculum(0.5), home).train
+    assert first and again and again.anchors_from
+    assert (again.directory, again.data_hash) == (first.directory, first.data_hash)
+    assert (again.name, again.source) == ("renamed/train", "moved/beta.jsonl")
+    assert again.rehearsed_from["alpha"].source == "moved/alpha.jsonl"
+    assert again.anchors_from.source == "moved/anchors.jsonl"
+    assert again.hash == again.sealed
 
 
 def test_rows_of_homes_from_before_there_were_anchors(home: Home) -> None:
