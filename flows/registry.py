@@ -174,7 +174,7 @@ def trace(
     """Which versions hold a skill, or what a hash names; exit 1 where not all could be read."""
     opened = open_home(home)
     from flows.show_lineage import show_traces
-    from tasks.lineage import trace as find
+    from tasks.tracing import trace as find
 
     traces = find(opened, wanted)
     if as_json:

@@ -8,7 +8,8 @@ from rich.table import Table
 from rich.tree import Tree
 
 from schemas.ledger import Entry
-from schemas.lineage import BASE_MODEL, Lineage, LineageDiff, LineageStage, Traces
+from schemas.lineage import BASE_MODEL, DataFacts, Lineage, LineageDiff, LineageStage, Trace, Traces
+from schemas.snapshot import AnchorsOrigin
 from tasks.console import console
 
 if TYPE_CHECKING:  # showing a ledger must not cost the import of MLflow
@@ -33,13 +34,17 @@ def _add_stage(tree: Tree, stage: LineageStage) -> None:
         f"[bold]{stage.stage} {stage.skill}[/bold]  version {stage.version}, "
         f"model [dim]{stage.model_hash[:12]}[/dim], on {stage.parent_version or 'base'}"
     )
-    left_out = f", {data.quarantined} left out" if data.quarantined else ""
-    again = "".join(f", {count} of {skill} again" for skill, count in data.rehearsed.items())
-    again += f", {data.anchors} anchors" if data.anchors else ""
-    node.add(
-        f"data      {data.rows} rows{left_out}{again} [dim]{data.data_hash[:12]}[/dim], "
-        f"{data.rules_met} of {data.rules} rules met, from {escape(data.source)}"
-    )
+    node.add(f"data      {_validated(data.own, data.own_hash, data)}")
+    for skill, count in data.rehearsed.items():
+        origin = data.rehearsed_from.get(skill)
+        source = f", from {escape(origin.source)}" if origin else ""
+        node.add(f"again     {count} rows of {skill}{source}")
+    if data.anchors:
+        asked = data.anchors_from
+        told = _validated(data.anchors, asked.data_hash, asked) if asked else f"{data.anchors} rows"
+        node.add(f"anchors   {told}")
+    if data.own != data.rows:
+        node.add(f"together  {data.rows} rows [dim]{data.data_hash[:12]}[/dim]")
     chosen = ("method", "learning_rate", "epochs", "prompts_per_step", "teacher", "seed")
     settings = ", ".join(f"{name} {stage.settings[name]}" for name in chosen)
     node.add(f"settings  {settings}")
@@ -52,6 +57,15 @@ def _add_stage(tree: Tree, stage: LineageStage) -> None:
     for entry in stage.history:
         if entry.kind != "registered":
             node.add(_line(entry))
+
+
+def _validated(rows: int, data_hash: str, facts: DataFacts | AnchorsOrigin) -> str:
+    left_out = f", {facts.quarantined} left out" if facts.quarantined else ""
+    shown = f" [dim]{data_hash[:12]}[/dim]" if data_hash else ""
+    return (
+        f"{rows} rows{left_out}{shown}, {facts.rules_met} of {facts.rules} rules met, "
+        f"from {escape(facts.source)}"
+    )
 
 
 def _line(entry: Entry) -> str:
@@ -100,11 +114,11 @@ def show_traces(wanted: str, traces: Traces) -> None:
         for column in ("version", "aliases", "through", "found"):
             table.add_column(column)
         for one in traces.found:
-            below = "below " if one.found == BASE_MODEL else ""
-            came = f"{below}{one.skill}, learned by version {one.came_with}"
             aliases = ", ".join(one.aliases)
             style = "bold" if one.aliases else ""
-            table.add_row(f"{one.name}/{one.version}", aliases, came, one.found, style=style)
+            table.add_row(
+                f"{one.name}/{one.version}", aliases, _through(one), one.found, style=style
+            )
         console.print(table)
     else:
         could = " that could be read" if traces.unread else ""
@@ -112,6 +126,16 @@ def show_traces(wanted: str, traces: Traces) -> None:
     for one in traces.unread:
         line = f"not read: {one.name}/{one.version}, with all that is built on it: {one.reason}"
         console.print(line, style="yellow", markup=False, soft_wrap=True)
+
+
+def _through(one: Trace) -> str:
+    by = f"by version {one.came_with}"
+    if one.found == BASE_MODEL:
+        return f"below {one.skill}, learned {by}"
+    if not one.skill:
+        return f"an anchor, learned with {one.learned_with} {by}"
+    again = f" again with {one.learned_with}" if one.skill != one.learned_with else ""
+    return f"{one.skill}, learned{again} {by}"
 
 
 def show_diff(found: LineageDiff) -> None:
@@ -128,11 +152,21 @@ def show_diff(found: LineageDiff) -> None:
             f"~ skill {change.skill}: {len(change.rows_added)} data rows added, "
             f"{len(change.rows_removed)} removed"
         )
-        for sign, rows in (("+", change.rows_added), ("-", change.rows_removed)):
-            for row in rows:
-                console.print(f"    {sign} row {row[:16]}")
+        _show_rows(change.rows_added, change.rows_removed)
+        for what, rows in [
+            *((f"{skill}, learned again", rows) for skill, rows in change.learned_again.items()),
+            *([("anchors", change.anchors)] if change.anchors else []),
+        ]:
+            console.print(f"    {what}: {len(rows.added)} rows added, {len(rows.removed)} removed")
+            _show_rows(rows.added, rows.removed)
         for name, setting in change.settings.items():
             shown = f"    {name}: {setting.before} -> {setting.after}"
             console.print(shown, markup=False)
     for suite, change in found.scores.items():
         console.print(f"  {suite:<20} {change:+.3f}", style="" if change >= 0 else "red")
+
+
+def _show_rows(added: Sequence[str], removed: Sequence[str]) -> None:
+    for sign, rows in (("+", added), ("-", removed)):
+        for row in rows:
+            console.print(f"    {sign} row {row[:16]}")

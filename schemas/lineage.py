@@ -4,23 +4,37 @@ from pydantic import JsonValue
 
 from schemas.base import Contract
 from schemas.ledger import Entry
+from schemas.snapshot import AnchorsOrigin, Origin
 from schemas.stage import FileDigest
 
 
 class DataFacts(Contract):
-    """The demonstrations of a stage."""
+    """What a stage learned from: rows of its skill, then of earlier ones again, then anchors."""
 
     source: str
+    """Of the skill's own rows."""
     rows: int
+    """All of them."""
     quarantined: int
     rehearsed: dict[str, int]
     """How many of the rows are of earlier skills, by skill."""
     anchors: int
     """How many of the rows are prompts of no skill, to be answered as before."""
     data_hash: str
+    """Of all rows."""
+    own_hash: str = ""
+    """Of the skill's own; empty where they were mixed with others and it was not kept."""
+    rehearsed_from: dict[str, Origin] = {}
+    anchors_from: AnchorsOrigin | None = None
+    """Where these rows are from; it was not always kept."""
     rules: int
-    """Expectations that were checked."""
+    """Expectations that were checked of the skill's own rows."""
     rules_met: int
+
+    @property
+    def own(self) -> int:
+        """How many of the rows are the skill's own."""
+        return self.rows - sum(self.rehearsed.values()) - self.anchors
 
 
 class LineageStage(Contract):
@@ -73,13 +87,24 @@ class SettingChange(Contract):
     after: JsonValue
 
 
+class RowChange(Contract):
+    """Row hashes that only one side has."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+
+
 class SkillChange(Contract):
     """A skill that both versions were given, from other data or with other settings."""
 
     skill: str
     rows_added: tuple[str, ...]
     rows_removed: tuple[str, ...]
-    """Row hashes."""
+    """Hashes of its own rows."""
+    learned_again: dict[str, RowChange]
+    """By earlier skill, where its rows in this skill's stage are others."""
+    anchors: RowChange | None
+    """None where they are the same."""
     settings: dict[str, SettingChange]
 
 
@@ -106,9 +131,11 @@ class Trace(Contract):
     name: str
     version: str
     skill: str
-    """The skill through which it came in; for a base model, the first one learned on it."""
+    """The skill that it is of; for a base model, the first one learned on it; empty for anchors."""
+    learned_with: str
+    """The skill whose stage learned it: another one for rows learned again, and for anchors."""
     came_with: str
-    """The version whose stage learned it; `version` is this one or built on it."""
+    """The version of that stage; `version` is this one or built on it."""
     found: str
     aliases: tuple[str, ...]
 

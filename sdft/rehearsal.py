@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from schemas.digest import digest_json
+from schemas.lineage import DataFacts
 
 
 def rehearsed(
@@ -25,6 +26,12 @@ def rehearsed(
         _drawn(table, count, seed) for table, count in zip(earlier, counts, strict=True) if count
     ]
     return pa.concat_tables([own, *parts]), counts
+
+
+def owners(skill: str, data: DataFacts) -> list[str]:
+    """For each row of the stage that learned `skill`, whose it is; an empty text for an anchor."""
+    again = [name for name, count in data.rehearsed.items() for _ in range(count)]
+    return [skill] * data.own + again + [""] * data.anchors
 
 
 def _dealt(wanted: int, there: list[int]) -> list[int]:

@@ -152,7 +152,9 @@ def versions() -> Findings:
     try:
         asked = [Requirement(one) for one in importlib.metadata.requires("sdft") or []]
     except importlib.metadata.PackageNotFoundError:
-        yield wrong("versions", "sdft is not installed", "in a clone: pip install -c constraints.txt .")
+        yield wrong(
+            "versions", "sdft is not installed", "in a clone: pip install -c constraints.txt ."
+        )
         return
     needed = [one for one in asked if one.marker is None or one.marker.evaluate({"extra": ""})]
     bad = [problem for one in needed if (problem := unmet(one))]

@@ -202,7 +202,9 @@ def _engine(url: str) -> Engine:
         options = _OPTIONS.get(make_url(url).get_backend_name(), {})
         engine = create_engine(url, poolclass=NullPool, **options)
     except ImportError as error:
-        raise BadInput(f"SDFT_LEDGER_URL: {error}; install sdft's extra postgres (README)") from None
+        raise BadInput(
+            f"SDFT_LEDGER_URL: {error}; install sdft's extra postgres (README)"
+        ) from None
     except (SQLAlchemyError, ValueError):  # its text may hold the password
         raise BadInput(
             "SDFT_LEDGER_URL is no usable database address, such as "

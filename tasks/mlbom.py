@@ -23,6 +23,7 @@ from pydantic import JsonValue
 
 from schemas.digest import canonical_json, digest_json
 from schemas.lineage import Lineage, LineageStage
+from schemas.snapshot import AnchorsOrigin
 from schemas.stage import FileDigest
 
 
@@ -34,6 +35,7 @@ def ml_bom(lineage: Lineage) -> str:
     base = _base(lineage)
     models = [_model(lineage, stage) for stage in lineage.stages]
     data = [_data(lineage, stage) for stage in lineage.stages]
+    anchors = _anchors(lineage)
     bom = Bom(
         serial_number=uuid5(NAMESPACE_OID, digest_json(lineage.model_dump(mode="json"))),
         metadata=BomMetaData(
@@ -41,12 +43,17 @@ def ml_bom(lineage: Lineage) -> str:
             tools=ToolRepository(components=[_writer()]),
             component=models[-1],
         ),
-        components=[base, *models[:-1], *data],
+        components=[base, *models[:-1], *data, *anchors.values()],
     )
     made = {stage.version: model for stage, model in zip(lineage.stages, models, strict=True)}
+    learned: dict[str, Component] = {}
     for stage, model, rows in zip(lineage.stages, models, data, strict=True):
         parent = base if stage.parent_version is None else made[stage.parent_version]
-        bom.register_dependency(model, [parent, rows])
+        facts = stage.data
+        again = [learned.get(one.data_hash) for one in facts.rehearsed_from.values()]
+        asked = facts.anchors_from and anchors[facts.anchors_from]
+        learned[_own_hash(stage)] = rows
+        bom.register_dependency(model, [parent, rows, *filter(None, [*again, asked])])
     return JsonV1Dot7(bom).output_as_string(indent=2)
 
 
@@ -79,6 +86,9 @@ def _model(lineage: Lineage, stage: LineageStage) -> Component:
         "parent_version": stage.parent_version,
         "parent_hash": stage.parent_hash,
         "data_hash": stage.data.data_hash,
+        "rows": stage.data.rows,
+        "rows_rehearsed": {**stage.data.rehearsed},
+        "rows_anchors": stage.data.anchors,
         "steps": stage.steps,
         "train_seconds": stage.train_seconds,
         "code_version": stage.code_version,
@@ -113,17 +123,51 @@ def _model(lineage: Lineage, stage: LineageStage) -> Component:
 
 
 def _data(lineage: Lineage, stage: LineageStage) -> Component:
-    data = stage.data
-    facts = data.model_dump(mode="json") | {"skill": stage.skill}
+    """The skill's own rows."""
+    data, own_hash = stage.data, _own_hash(stage)
+    facts: dict[str, JsonValue] = {
+        "skill": stage.skill,
+        "source": data.source,
+        "rows": data.own,
+        "quarantined": data.quarantined,
+        "data_hash": own_hash,
+        "rules": data.rules,
+        "rules_met": data.rules_met,
+    }
     return Component(
         type=ComponentType.DATA,
         name=f"{lineage.name}.{stage.skill}",
-        version=data.data_hash,
+        version=own_hash,
         bom_ref=f"data:{lineage.name}/{stage.version}",
-        description=f"The {data.rows} demonstrations of the skill {stage.skill}.",
-        hashes=_sha256(data.data_hash),
+        description=f"The {data.own} demonstrations of the skill {stage.skill}.",
+        hashes=_sha256(own_hash),
         properties=_properties(facts),
     )
+
+
+def _own_hash(stage: LineageStage) -> str:
+    return stage.data.own_hash or stage.data.data_hash  # the second in documents of before
+
+
+def _anchors(lineage: Lineage) -> dict[AnchorsOrigin, Component]:
+    """Each set of anchors once; most often all stages have the same."""
+    made: dict[AnchorsOrigin, Component] = {}
+    for stage in lineage.stages:
+        origin = stage.data.anchors_from
+        if origin is not None and origin not in made:
+            rows: dict[str, JsonValue] = {"rows": stage.data.anchors}
+            made[origin] = Component(
+                type=ComponentType.DATA,
+                name=f"{lineage.name}/anchors",
+                version=origin.data_hash,
+                bom_ref=f"anchors:{lineage.name}/{stage.version}",
+                description=(
+                    f"{stage.data.anchors} prompts of no skill, to be answered as before (anchors)."
+                ),
+                hashes=_sha256(origin.data_hash),
+                properties=_properties(rows | origin.model_dump(mode="json")),
+            )
+    return made
 
 
 def _file(stage: LineageStage, file: FileDigest) -> Component:

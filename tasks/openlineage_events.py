@@ -1,9 +1,10 @@
 """A version's lineage as OpenLineage events, to a file or to a lineage server.
 
-A stage is a run of the job NAME.SKILL: its demonstrations and its parent model go in, a version
-comes out. A stage that the gate refused was trained to its end all the same, so its run completes
-and the verdict stands in the stage facet. The spec's parent facet names the run that started a run,
-which a lineage does not know; a stage's parent model is an input.
+A stage is a run of the job NAME.SKILL: its demonstrations, those of earlier skills that it learns
+again, anchors and its parent model go in, a version comes out. A stage that the gate refused was
+trained to its end all the same, so its run completes and the verdict stands in the stage facet. The
+spec's parent facet names the run that started a run, which a lineage does not know; a stage's
+parent model is an input.
 """
 
 import os
@@ -42,6 +43,7 @@ from requests import RequestException
 from schemas.base import BadInput, write_atomically
 from schemas.data import TRAIN_SCHEMA
 from schemas.lineage import Lineage, LineageStage
+from schemas.snapshot import Origin
 from tasks.console import shown_address
 
 NAMESPACE = "sdft"
@@ -75,6 +77,11 @@ class StageRunFacet(RunFacet):
     quarantined: int
     rules: int
     rulesMet: int  # noqa: N815
+    rehearsed: dict[str, int]
+    anchors: int
+    anchorsQuarantined: int  # noqa: N815
+    anchorsRules: int  # noqa: N815
+    anchorsRulesMet: int  # noqa: N815
     scores: dict[str, float]
     decision: str
     history: list[dict[str, Any]]
@@ -198,25 +205,31 @@ def _inputs(lineage: Lineage, stage: LineageStage) -> list[InputDataset]:
     facets = _model_facets(stage.parent_hash)
     if base:
         facets["dataSource"] = _source(lineage.base_path)
+    data = stage.data
+    own = Origin(source=data.source, data_hash=data.own_hash or data.data_hash)
+    rows = [_rows(f"{lineage.name}.{stage.skill}/demonstrations", own, data.own)]
+    for skill, count in data.rehearsed.items():
+        name = f"{lineage.name}.{skill}/demonstrations"
+        rows.append(_rows(name, data.rehearsed_from.get(skill), count))
+    if data.anchors:
+        rows.append(_rows(f"{lineage.name}/anchors", data.anchors_from, data.anchors))
+    return [*rows, InputDataset(namespace=NAMESPACE, name=model, facets=facets)]
+
+
+def _rows(name: str, origin: Origin | None, count: int) -> InputDataset:
+    """So many rows of a data set; the lineages of before do not say where these are from."""
     fields = [
         schema_dataset.SchemaDatasetFacetFields(name=field.name, type=str(field.type))
         for field in TRAIN_SCHEMA
     ]
-    data: dict[str, DatasetFacet] = {
-        "version": dataset_version_dataset.DatasetVersionDatasetFacet(stage.data.data_hash),
-        "dataSource": _source(stage.data.source),
-        "schema": schema_dataset.SchemaDatasetFacet(fields=fields),
-    }
-    read = input_statistics_input_dataset.InputStatisticsInputDatasetFacet(rowCount=stage.data.rows)
-    return [
-        InputDataset(
-            namespace=NAMESPACE,
-            name=f"{lineage.name}.{stage.skill}/demonstrations",
-            facets=data,
-            inputFacets={"inputStatistics": read},
-        ),
-        InputDataset(namespace=NAMESPACE, name=model, facets=facets),
-    ]
+    facets: dict[str, DatasetFacet] = {"schema": schema_dataset.SchemaDatasetFacet(fields=fields)}
+    if origin is not None:
+        facets["version"] = dataset_version_dataset.DatasetVersionDatasetFacet(origin.data_hash)
+        facets["dataSource"] = _source(origin.source)
+    read = input_statistics_input_dataset.InputStatisticsInputDatasetFacet(rowCount=count)
+    return InputDataset(
+        namespace=NAMESPACE, name=name, facets=facets, inputFacets={"inputStatistics": read}
+    )
 
 
 def _model_facets(model_hash: str) -> dict[str, DatasetFacet]:
@@ -233,6 +246,7 @@ def _source(name: str) -> DatasetFacet:
 
 
 def _stage_facet(lineage: Lineage, stage: LineageStage) -> StageRunFacet:
+    anchors = stage.data.anchors_from
     return StageRunFacet(
         model=lineage.name,
         version=stage.version,
@@ -253,6 +267,11 @@ def _stage_facet(lineage: Lineage, stage: LineageStage) -> StageRunFacet:
         quarantined=stage.data.quarantined,
         rules=stage.data.rules,
         rulesMet=stage.data.rules_met,
+        rehearsed=stage.data.rehearsed,
+        anchors=stage.data.anchors,
+        anchorsQuarantined=anchors.quarantined if anchors else 0,
+        anchorsRules=anchors.rules if anchors else 0,
+        anchorsRulesMet=anchors.rules_met if anchors else 0,
         scores=stage.scores,
         decision=stage.decision,
         history=[entry.model_dump() for entry in stage.history],

@@ -6,6 +6,7 @@ from schemas.digest import digest_text
 from schemas.ledger import GENESIS, Draft, Entry
 from schemas.lineage import DataFacts, Lineage, LineageStage
 from schemas.settings import TrainingSettings
+from schemas.snapshot import AnchorsOrigin, Origin
 from schemas.stage import FileDigest
 
 HOSTILE = '<script>alert("x")</script>\' & "quoted" {{ 7 * 7 }} \u202eüñí 漢字 \x07'
@@ -64,6 +65,16 @@ def a_ledger() -> list[Entry]:
     return chain.entries
 
 
+A_FIRST = Origin(source=f"skills/{SKILLS[0]}/train.jsonl", data_hash=sha(f"data {SKILLS[0]}"))
+ANCHORS = AnchorsOrigin(
+    source="skills/requests.jsonl",
+    data_hash=sha("anchors"),
+    quarantined=1,
+    rules=10,
+    rules_met=9,
+)
+
+
 def a_stage(number: int, entries: list[Entry]) -> LineageStage:
     skill, version = SKILLS[number - 1], str(number)
     settings = TrainingSettings(learning_rate=2e-4).model_dump(mode="json")
@@ -93,6 +104,9 @@ def a_stage(number: int, entries: list[Entry]) -> LineageStage:
             rehearsed={SKILLS[0]: 64} if number == 2 else {},
             anchors=56 if number == 2 else 0,
             data_hash=sha(f"data {skill}"),
+            own_hash=sha(f"own {skill}" if number == 2 else f"data {skill}"),
+            rehearsed_from={SKILLS[0]: A_FIRST} if number == 2 else {},
+            anchors_from=ANCHORS if number == 2 else None,
             rules=11,
             rules_met=11 if number != 2 else 10,
         ),
@@ -131,6 +145,15 @@ def a_lineage() -> Lineage:
         base_hash=sha("model 0"),
         stages=tuple(a_stage(number, entries) for number in (1, 2, 3)),
     )
+
+
+def of_before(lineage: Lineage) -> Lineage:
+    """The same as it was written before parts of the data were told apart."""
+    document = lineage.model_dump(mode="json")
+    for stage in document["stages"]:
+        for field in ("own_hash", "rehearsed_from", "anchors_from"):
+            del stage["data"][field]
+    return Lineage.model_validate(document)
 
 
 def hashes(lineage: Lineage) -> set[str]:

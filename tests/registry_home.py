@@ -5,6 +5,7 @@ Everything but the training is real: runs, artifacts, versions, manifests, verdi
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -16,7 +17,7 @@ from schemas.results import Verdict
 from schemas.settings import RuntimeSettings, TrainingSettings
 from schemas.snapshot import Snapshot, SuiteData
 from schemas.stage import StageRecord, StageSpec
-from sdft.data import data_hash, train_table, write_table
+from sdft.data import Row, data_hash, train_table, write_table
 from sdft.modelfiles import all_files, model_files, model_hash
 from sdft.record import RECORD, log_files
 from sdft.stagelog import METRICS, ROLLOUTS
@@ -25,6 +26,8 @@ from tasks.basemodel import ModelDir
 from tasks.gating import keep_verdict
 from tasks.home import Home
 from tasks.leases import leased
+from tasks.lineage import data_folder, row_hashes
+from tasks.packages import run_file
 from tasks.stagefiles import INPUTS, StageInputs
 from tasks.stageruns import log_stage
 from tasks.tracking import open_client
@@ -42,11 +45,20 @@ class RegistryHome:
         self.base = self._model(folder / "base", "base")
         registration.save_package = _copy  # the real one needs a model that transformers can open
 
-    def grow(self, skill: str, parent: TrainedStage | None = None, rows: int = 3) -> TrainedStage:
+    def grow(
+        self,
+        skill: str,
+        parent: TrainedStage | None = None,
+        rows: int = 3,
+        mix: Callable[[SuiteData], SuiteData] | None = None,
+    ) -> TrainedStage:
         """A finished stage with its run, as training leaves it; not registered yet."""
         stage = parent.stage + 1 if parent else 1
         base = parent.model if parent else self.base
-        snapshot = self._snapshot(skill, rows)
+        data = self.data(skill, rows)
+        data = mix(data) if mix else data
+        snapshot = data.train
+        assert snapshot is not None
         spec = StageSpec(
             skill=skill,
             parent_dir=base.path,
@@ -79,7 +91,6 @@ class RegistryHome:
             environment={"device": "cpu"},
         ).seal()
         record.write(directory / RECORD)
-        data = SuiteData(eval=snapshot.model_copy(update={"name": f"{skill}/eval"}), train=snapshot)
         inputs = StageInputs(curriculum=self.name, stage=stage, data=data).seal()
         inputs.write(directory / INPUTS)
         run_id = log_stage(self.home, directory, inputs)
@@ -131,6 +142,10 @@ class RegistryHome:
             versions.append(version)
         return versions
 
+    def rows(self, run_id: str, skill: str) -> list[str]:
+        """The hashes of the rows that a run's stage learned."""
+        return row_hashes(run_file(self.client.get_run(run_id), data_folder(skill)))
+
     def _model(self, directory: Path, content: str) -> ModelDir:
         directory.mkdir(parents=True, exist_ok=True)
         for file in ("config.json", "model.safetensors"):
@@ -139,23 +154,28 @@ class RegistryHome:
         model = model_hash(model_files(directory))
         return ModelDir(path=str(directory), model_hash=model, template_hash=digest_json("t"))
 
-    def _snapshot(self, skill: str, rows: int) -> Snapshot:
-        directory = self.home.data / f"{skill}-{rows}"
+    def data(self, skill: str, rows: int) -> SuiteData:
+        """Validated demonstrations, which are the evaluation's items as well."""
+        snapshot = self.snapshot(f"{skill}-{rows}", f"{skill}/train", train_rows(rows, skill))
+        return SuiteData(eval=snapshot.model_copy(update={"name": f"{skill}/eval"}), train=snapshot)
+
+    def snapshot(self, folder: str, name: str, rows: list[Row]) -> Snapshot:
+        directory = self.home.data / folder
         directory.mkdir(parents=True, exist_ok=True)
-        table = train_table(train_rows(rows, skill))
+        table = train_table(rows)
         write_table(table, directory / "rows.parquet")
         (directory / "result.json").write_text(
             '{"statistics": {"evaluated_expectations": 2, "successful_expectations": 2}}'
         )
         (directory / "docs.html").write_text("<p>fine</p>")
         snapshot = Snapshot(
-            name=f"{skill}/train",
-            source="train.jsonl",
+            name=name,
+            source=f"{name.split('/')[0]}.jsonl",
             directory=str(directory),
             file=str(directory / "rows.parquet"),
             files=all_files(directory),
             data_hash=data_hash(table),
-            rows=rows,
+            rows=len(rows),
             quarantined=0,
         ).seal()
         snapshot.write(directory / "snapshot.json")

@@ -12,7 +12,7 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.schema._res import BOM_JSON_STRICT
 from cyclonedx.validation.json import JsonStrictValidator
 from jsonschema import Draft7Validator
-from lineages import HOSTILE, a_lineage, hashes, sha
+from lineages import HOSTILE, a_lineage, hashes, of_before, sha
 from rfc3986_validator import validate_rfc3986
 
 from schemas.lineage import Lineage
@@ -101,7 +101,7 @@ def test_the_bom_tells_what_is_in_the_model(lineage: Lineage) -> None:
         file.path: file.sha256 for file in lineage.stages[-1].files
     }
     assert sorted(one["type"] for one in bom["components"]) == [
-        *["data"] * 3,
+        *["data"] * 4,
         *["machine-learning-model"] * 3,
     ]
     told = facts(model)
@@ -126,8 +126,38 @@ def test_the_boms_dependencies_go_from_version_to_base_and_data(lineage: Lineage
         ("2", "model:support-bot/1"),
         ("1", base),
     ):
-        assert graph[f"model:support-bot/{version}"] == {parent, f"data:support-bot/{version}"}
+        more = {"data:support-bot/1", "anchors:support-bot/2"} if version == "2" else set()
+        own = f"data:support-bot/{version}"
+        assert graph[f"model:support-bot/{version}"] == {parent, own, *more}
     assert graph[base] == set()
+
+
+def test_the_bom_tells_own_rows_from_those_learned_again_and_anchors(lineage: Lineage) -> None:
+    bom = json.loads(ml_bom(lineage))
+    parts = {one["bom-ref"]: one for one in bom["components"]}
+    own, anchors = parts["data:support-bot/2"], parts["anchors:support-bot/2"]
+    assert own["description"] == "The 138 demonstrations of the skill courier."
+    assert (own["version"], facts(own)["sdft:rows"]) == (sha("own courier"), "138")
+    assert anchors["description"].startswith("56 prompts of no skill")
+    assert anchors["hashes"] == [{"alg": "SHA-256", "content": sha("anchors")}]
+    told = facts(anchors)
+    assert told["sdft:source"] == "skills/requests.jsonl"
+    assert (told["sdft:rules_met"], told["sdft:rules"], told["sdft:quarantined"]) == (
+        "9",
+        "10",
+        "1",
+    )
+    model = facts(parts["model:support-bot/2"])
+    assert (model["sdft:rows"], model["sdft:data_hash"]) == ("258", sha("data courier"))
+    assert (model["sdft:rows_rehearsed"], model["sdft:rows_anchors"]) == ('{"almanac":64}', "56")
+
+
+def test_documents_of_a_lineage_that_was_kept_before_parts_were_told_apart(
+    lineage: Lineage,
+) -> None:
+    old = of_before(lineage)
+    assert broken_by(ml_bom(old)) is None
+    assert "56 prompts of no skill, to be answered as before\n" in Reader(lineage_page(old)).text
 
 
 # Page
@@ -177,8 +207,11 @@ def test_the_page_has_every_hash_and_fact(lineage: Lineage) -> None:
     assert hashes(lineage) <= set(re.findall(r"[0-9a-f]{64}", page.text))
     assert all(stage.run_link in page.text for stage in lineage.stages)
     for fact in (
-        "258 rows, 2 more refused and set aside, 64 of almanac learned again, 56 prompts to be "
-        "answered as before",
+        "138 rows, 2 more refused and set aside",
+        "64 rows of almanac, from skills/almanac/train.jsonl",
+        "56 prompts of no skill, to be answered as before, 1 more refused and set aside, from "
+        "skills/requests.jsonl; 9 of 10 rules met",
+        "of all 258 rows",
         "10 of 11 rules met",
         "80 steps in 23 s",
         "NVIDIA H100 80GB HBM3",

@@ -496,8 +496,9 @@ def test_versions_with_adapters_hold_no_copy_of_their_base(
 def test_a_skill_can_be_taken_out_again(place: Place) -> None:
     from flows.learn import learn
     from tasks.home import Home
-    from tasks.lineage import read_lineage, trace
+    from tasks.lineage import read_lineage
     from tasks.replay import curriculum_without
+    from tasks.tracing import trace
 
     home = Home(place.home)
     before = place.learn(["alpha", "beta", "gamma"])
@@ -582,8 +583,10 @@ def test_a_stage_learns_rows_again_of_skills_that_were_let_in(place: Place) -> N
     from flows.plan import plan_curriculum
     from schemas.curriculum import load_curriculum
     from tasks.home import Home
-    from tasks.lineage import read_lineage, row_hashes, trace
+    from tasks.lineage import data_folder, read_lineage, row_hashes
+    from tasks.packages import run_file
     from tasks.proof import prove
+    from tasks.tracing import trace
 
     home, changes = Home(place.home), {"rehearsal": 0.5, "name": "rehearsing"}
 
@@ -602,13 +605,15 @@ def test_a_stage_learns_rows_again_of_skills_that_were_let_in(place: Place) -> N
     alpha, beta = read_lineage(home, "rehearsing@champion").stages
     assert (alpha.data.rows, alpha.data.rehearsed) == (6, {})
     assert (beta.data.rows, beta.data.rehearsed) == (9, {"alpha": 3})
-    runs = [place.client.get_run(one.run_id) for one in (alpha, beta)]
-    first, second = map(row_hashes, runs, ["alpha", "beta"])
+    folders = [
+        run_file(place.client.get_run(one.run_id), data_folder(one.skill)) for one in (alpha, beta)
+    ]
+    first, second = map(row_hashes, folders)
     again = second[6]
     by_row = [one for one in trace(home, again).found if one.name == "rehearsing"]
-    assert [(one.version, one.skill, one.found) for one in by_row if one.aliases] == [
-        ("2", "alpha", f"row {first.index(again) + 1}"),
-        ("2", "beta", "row 7"),
+    assert [(one.learned_with, one.skill, one.found) for one in by_row if one.aliases] == [
+        ("alpha", "alpha", f"row {first.index(again) + 1}"),
+        ("beta", "alpha", "row 7"),
     ]
     assert prove(home, "rehearsing@champion").stages == 2
 
@@ -622,7 +627,8 @@ def test_a_stage_learns_anchors_beside_its_own_rows(place: Place) -> None:
     from schemas.curriculum import load_curriculum
     from sdft.data import train_table
     from tasks.home import Home
-    from tasks.lineage import read_lineage, trace
+    from tasks.lineage import read_lineage
+    from tasks.tracing import trace
 
     rows = [{"prompt": f"Name {n}"} for n in range(3)]
     write_jsonl(place.folder / "anchors.jsonl", rows)
@@ -637,7 +643,11 @@ def test_a_stage_learns_anchors_beside_its_own_rows(place: Place) -> None:
     assert (alpha.data.rows, alpha.data.rehearsed, alpha.data.anchors) == (9, {}, 3)
     asked = train_table(rows)["row_hash"][1].as_py()
     [found] = trace(home, asked).found
-    assert (found.name, found.skill, found.found) == ("anchored", "alpha", "row 8")
+    told = (found.name, found.skill, found.learned_with, found.found)
+    assert told == ("anchored", "", "alpha", "row 8")
+    origin = alpha.data.anchors_from
+    assert origin is not None and origin.source == str(place.folder / "anchors.jsonl")
+    assert origin.rules == origin.rules_met > 0
 
 
 def test_an_altered_model_is_never_taken_for_the_trained_one(place: Place) -> None:

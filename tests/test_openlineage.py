@@ -15,7 +15,7 @@ import openlineage.client.generated as standard
 import pytest
 from conftest import ROOT
 from jsonschema import Draft202012Validator
-from lineages import HOSTILE, SKILLS, a_lineage, hashes
+from lineages import HOSTILE, SKILLS, a_lineage, hashes, of_before, sha
 from openlineage.client.serde import Serde
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from referencing import Registry, Resource
@@ -158,8 +158,10 @@ def test_the_events_chain_the_versions_and_hold_every_fact(lineage: Lineage) -> 
             lineage.stages[number - 1].ended,
         )
         parent = f"support-bot/{number - 1}" if number > 1 else f"base/{lineage.base_hash}"
-        assert end["inputs"][1]["name"] == parent
-        assert end["inputs"][0]["inputFacets"]["inputStatistics"]["rowCount"] == 256 + number
+        assert start["inputs"] == end["inputs"]
+        assert end["inputs"][-1]["name"] == parent
+        counts = [rows(one) for one in end["inputs"][:-1]]
+        assert sum(counts) == 256 + number
         assert end["outputs"][0]["name"] == f"support-bot/{number}"
         assert "sdft_stage" not in start["run"]["facets"]
     facet = events[3]["run"]["facets"]["sdft_stage"]
@@ -169,6 +171,41 @@ def test_the_events_chain_the_versions_and_hold_every_fact(lineage: Lineage) -> 
     assert "uri" not in events[0]["inputs"][0]["facets"]["dataSource"]
     assert events[4]["inputs"][0]["facets"]["dataSource"]["uri"] == "https://example.org/a%20b.csv"
     assert hashes(lineage) <= set(re.findall(r"[0-9a-f]{64}", json.dumps(events)))
+
+
+def rows(one: dict[str, Any]) -> int:
+    return one["inputFacets"]["inputStatistics"]["rowCount"]
+
+
+def test_every_source_of_rows_is_an_input_with_its_own_count(lineage: Lineage) -> None:
+    events = as_json(lineage)
+    *parts, _ = events[3]["inputs"]
+    facets = [one["facets"] for one in parts]
+    told = [(one["name"], rows(one)) for one in parts]
+    assert told == [
+        ("support-bot.courier/demonstrations", 138),
+        ("support-bot.almanac/demonstrations", 64),
+        ("support-bot/anchors", 56),
+    ]
+    assert [one["version"]["datasetVersion"] for one in facets] == [
+        *(sha("own courier"), sha("data almanac"), sha("anchors"))
+    ]
+    assert facets[1]["version"] == events[0]["inputs"][0]["facets"]["version"], "the same data"
+    sources = [one["dataSource"]["name"] for one in facets]
+    assert sources == [f"skills/{one}" for one in (*TRAINS, "requests.jsonl")]
+    facet = events[3]["run"]["facets"]["sdft_stage"]
+    assert (facet["rehearsed"], facet["anchors"]) == ({"almanac": 64}, 56)
+    assert (facet["anchorsRules"], facet["anchorsRulesMet"], facet["anchorsQuarantined"]) == (
+        10,
+        9,
+        1,
+    )
+
+    old = as_json(of_before(lineage))
+    assert [(one["name"], rows(one)) for one in old[3]["inputs"][:-1]] == told
+
+
+TRAINS = ("courier/train.jsonl", "almanac/train.jsonl")
 
 
 def test_a_file_gets_a_line_an_event_and_the_same_bytes_twice(

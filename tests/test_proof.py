@@ -16,10 +16,11 @@ from schemas.results import SuiteJudgement
 from schemas.stage import StageRecord
 from tasks import registration
 from tasks.ledger import Ledger
-from tasks.lineage import diff_versions, read_lineage, row_hashes, trace
+from tasks.lineage import diff_versions, read_lineage
 from tasks.packages import Manifest, local_copy, package_uri, run_file
 from tasks.promotion import rollback
 from tasks.proof import Lie, prove
+from tasks.tracing import trace
 
 pytestmark = pytest.mark.slow
 
@@ -79,7 +80,7 @@ def test_trace_finds_skills_rows_data_and_models(demo: RegistryHome) -> None:
     assert versions("c") == ["3"]
     lineage = read_lineage(demo.home, "demo/3")
     second = lineage.stages[1]
-    hashes = row_hashes(demo.client.get_run(second.run_id), "b")
+    hashes = demo.rows(second.run_id, "b")
     assert versions(hashes[1]) == ["2", "3", "4"], "the fourth version has that row as well"
     assert [one.found for one in trace(demo.home, hashes[1][:12]).found] == ["row 2"] * 3
     assert versions(second.data.data_hash) == ["2", "3"]
@@ -119,7 +120,7 @@ def test_trace_goes_on_without_what_is_gone_and_names_it(tmp_path: Path) -> None
     for name, place in places.items():
         place.register(stages[name], None)
     home, client = places["whole"].home, places["whole"].client
-    row, *_, last = row_hashes(client.get_run(stages["whole"].run_id), "a")
+    row, *_, last = places["whole"].rows(stages["whole"].run_id, "a")
     gone = stages["run"].run_id
     SqlAlchemyStore(home.tracking_uri, home.artifacts.as_uri())._hard_delete_run(gone)
     client.delete_registered_model("model")

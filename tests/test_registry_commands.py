@@ -19,7 +19,6 @@ from schemas.results import MatrixRow
 from schemas.stage import StageRecord
 from sdft.matrix import build_matrix
 from tasks.home import Home
-from tasks.lineage import row_hashes
 from tasks.replay import curriculum_without
 from tasks.reporting import CURRICULUM, LATEST
 from tasks.status import RegisteredVersion, registry_status
@@ -120,7 +119,7 @@ def test_a_deleted_run_is_said_while_it_can_be_restored(demo: RegistryHome) -> N
 
 def test_a_run_that_is_gone_is_named_by_what_needs_it(demo: RegistryHome) -> None:
     run_id = demo.client.get_model_version("demo", "1").run_id
-    row = row_hashes(demo.client.get_run(run_id), "a")[0]
+    row = demo.rows(run_id, "a")[0]
     assert f"versions that hold {row}\n" in said("trace", row), "on one line, to be copied"
     store = SqlAlchemyStore(demo.home.tracking_uri, demo.home.artifacts.as_uri())
     store._hard_delete_run(run_id)
@@ -159,7 +158,7 @@ def test_trace_and_diff(demo: RegistryHome) -> None:
 
 
 def test_an_incomplete_trace_is_exit_code_1(demo: RegistryHome) -> None:
-    row = row_hashes(demo.client.get_run(demo.client.get_model_version("demo", "1").run_id), "a")[0]
+    row = demo.rows(demo.client.get_model_version("demo", "1").run_id, "a")[0]
     demo.client.delete_model_version("demo", "2")
     result = run("trace", row)
     assert result.exit_code == 1
