@@ -75,9 +75,9 @@ class Sweep:
         if not (earlier and share) and not self.anchors:
             return own
         tables = [pq.read_table(file) for file, _ in earlier] if share else []
-        table, _ = rehearsed(pq.read_table(own[0]), tables, share, seed)
-        if self.anchors:
-            table = pa.concat_tables([table, self.anchors])
+        own_rows = pq.read_table(own[0])
+        anchors = [self.anchors] if self.anchors else []
+        table = pa.concat_tables([own_rows, *rehearsed(own_rows, tables, share, seed), *anchors])
         file = chain / f"{names[-1]}-train.parquet"
         write_table(table, file)
         return file, data_hash(table)

@@ -103,7 +103,7 @@ def _learn(curriculum: Curriculum, run: Fence, home_dir: str) -> Learned:
     for number, skill in enumerate(curriculum.skills, 1):
         knows = {one.skill: prepared.data[one.skill] for one in rows if one.passed and one.skill}
         own = prepared.data[skill.name]
-        data = with_rehearsal(own, knows, prepared.anchors, curriculum, home)
+        data = with_rehearsal(skill, own, knows, prepared.anchors, curriculum, prepared.base, home)
         spec = stage_spec(skill, data, parent, curriculum.seed, curriculum.runtime)
         inputs = StageInputs(curriculum=name, stage=number, data=data)
         with leased(f"{spec.key}/stage", skill.name, home):  # until others find it registered

@@ -62,7 +62,7 @@ def plan_curriculum(curriculum: Curriculum, home: Home) -> Plan:
     action: Action = "reused"
     for number, skill in enumerate(curriculum.skills, 1):
         own = prepared.data[skill.name]
-        data = with_rehearsal(own, knows, prepared.anchors, curriculum, home)
+        data = with_rehearsal(skill, own, knows, prepared.anchors, curriculum, prepared.base, home)
         assert data.train is not None
         spec = stage_spec(skill, data, parent, curriculum.seed, curriculum.runtime)
         directory = finished_dir(home, spec)

@@ -14,18 +14,15 @@ from schemas.lineage import DataFacts
 
 def rehearsed(
     own: pa.Table, earlier: Sequence[pa.Table], share: float, seed: int
-) -> tuple[pa.Table, list[int]]:
-    """Canonical demonstrations: `own`, then rows of each earlier skill; and how many of each.
+) -> list[pa.Table]:
+    """Canonical demonstrations of each earlier skill, to be learned with `own`.
 
     Together they are `share` of the own rows, as equally many of each skill as there are. The rows,
     byte for byte those that the skill was learned from, are drawn by seed and own content alone.
     """
     wanted = round(share * len(own))
     counts = _dealt(wanted, [len(table) for table in earlier])
-    parts = [
-        _drawn(table, count, seed) for table, count in zip(earlier, counts, strict=True) if count
-    ]
-    return pa.concat_tables([own, *parts]), counts
+    return [_drawn(table, count, seed) for table, count in zip(earlier, counts, strict=True)]
 
 
 def owners(skill: str, data: DataFacts) -> list[str]:
@@ -50,4 +47,4 @@ def _drawn(table: pa.Table, count: int, seed: int) -> pa.Table:
     """So many rows, in their order."""
     hashes = table.column("row_hash").to_pylist()
     by_chance = sorted(range(len(hashes)), key=lambda row: digest_json([seed, hashes[row], row]))
-    return table.take(sorted(by_chance[:count]))
+    return table.take(pa.array(sorted(by_chance[:count]), pa.int64()))

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from schemas.base import BadInput
-from schemas.curriculum import Curriculum
+from schemas.curriculum import Curriculum, Skill
 from schemas.data import TRAIN_SCHEMA
 from schemas.digest import digest_json
 from schemas.snapshot import AnchorsOrigin, Origin, Snapshot, SuiteData
@@ -16,9 +16,10 @@ from sdft.data import data_hash, write_table
 from sdft.files import placed
 from sdft.modelfiles import all_files
 from sdft.rehearsal import rehearsed
+from tasks.basemodel import ModelDir
 from tasks.console import say
 from tasks.home import Home
-from tasks.validation import ROWS, SNAPSHOT, verified_snapshot
+from tasks.validation import ROWS, SNAPSHOT, prompt_limit, verified_snapshot
 from tasks.violations import rules_checked
 
 ANCHORS = "anchors-"
@@ -26,16 +27,20 @@ ANCHORS = "anchors-"
 
 
 def with_rehearsal(
+    skill: Skill,
     data: SuiteData,
     earlier: dict[str, SuiteData],
     anchors: Snapshot | None,
     curriculum: Curriculum,
+    model: ModelDir,
     home: Home,
 ) -> SuiteData:
-    """The data of a skill with rows of the skills that the stage's model knows, then all anchors.
+    """The data of a skill with rows of the skills that the stage's model knows, then the anchors.
 
-    All of them have passed validation. The snapshot is made once and kept, like any other: by what
-    is in it, so its name and the sources are those of whoever asks.
+    All of them have passed validation; what does not fit this skill's settings is left out here, so
+    that they decide nothing for other skills' stages. `model` is the base model. The snapshot is
+    made once and kept, like any other: by what is in it, so its name and the sources are those of
+    whoever asks.
     """
     own, share, seed = _train(data), curriculum.rehearsal, curriculum.seed
     learned = {name: _train(one) for name, one in earlier.items()} if share else {}
@@ -46,6 +51,9 @@ def with_rehearsal(
         "earlier": {name: one.data_hash for name, one in learned.items()},
         "share": share,
         "seed": seed,
+        "limits": [skill.training.max_new_tokens, skill.training.max_prompt_tokens],
+        "template": skill.training.teacher_template,
+        "model": model.model_hash,
     }
     if anchors:
         key["anchors"] = anchors.hash
@@ -55,33 +63,58 @@ def with_rehearsal(
     except BadInput:  # not there, or altered
         made = None
     if made is None:
-        tables = [_rows(one) for one in learned.values()]
-        table, counts = rehearsed(_rows(own), tables, share, seed)
-        if anchors:
-            table = pa.concat_tables([table, _rows(anchors)])
+        own_rows = _rows(own)
+        parts = rehearsed(own_rows, [_rows(one) for one in learned.values()], share, seed)
+        parts += [_rows(anchors)] if anchors else []
+        fit = _fitting(parts, skill, model)
+        counts, table = [*map(len, fit)], pa.concat_tables([own_rows, *fit])
+        left_out = sum(map(len, parts)) - sum(counts)
         with placed(target) as partial:
             _copy_files(own, partial)
             if anchors:
                 _copy_files(anchors, partial, ANCHORS)
             write_table(table, partial / ROWS)
-            again = {name: count for name, count in zip(learned, counts, strict=True) if count}
+            again = {name: count for name, count in zip(learned, counts, strict=False) if count}
             changed = {
                 "files": all_files(partial),
                 "data_hash": data_hash(table),
                 "rows": len(table),
                 "rehearsed": again,
-                "anchors": anchors.rows if anchors else 0,
+                "anchors": counts[-1] if anchors else 0,
                 **_origins(own, {name: learned[name] for name in again}, anchors),
             }
             made = own.model_copy(update=changed).at(target)
             made.write(partial / SNAPSHOT)
         counted = [f"{count} of {name} again" for name, count in made.rehearsed.items()]
-        counted += [f"{made.anchors} anchors"] * bool(made.anchors)
+        if made.anchors:
+            counted.append(f"{made.anchors} anchors")
         with_it = ", ".join(counted) or "no rows again"
-        say("rehearse", data.eval.name.removesuffix("/eval"), f"learns {with_it}")
+        without = f"; {left_out} rows do not fit its settings" if left_out else ""
+        say("rehearse", skill.name, f"learns {with_it}{without}")
     told = {"name": own.name, "source": own.source}
     told |= _origins(own, {name: learned[name] for name in made.rehearsed}, anchors)
     return data.model_copy(update={"train": made.model_copy(update=told).at(target)})
+
+
+def _fitting(tables: list[pa.Table], skill: Skill, model: ModelDir) -> list[pa.Table]:
+    """The rows of each table of which all that a skill's stage makes of them fits its settings."""
+    from sdft.facts import FactMaker  # importing the tokenizer's library costs more than a second
+
+    maker, settings = FactMaker(Path(model.path)), skill.training
+    limit = prompt_limit(skill, maker.max_positions)
+    limits = {
+        "student_tokens": limit,
+        "teacher_tokens": limit,
+        "response_tokens": settings.max_new_tokens,
+    }
+    template = settings.teacher_template if settings.method == "sdft" else None
+    fitting: list[pa.Table] = []
+    for table in tables:
+        rows = [row | {"prompt": row["messages"]} for row in table.to_pylist()]
+        facts = maker.train(rows, template, asked=[])
+        fits = [all((one[name] or 0) <= most for name, most in limits.items()) for one in facts]
+        fitting.append(table.filter(pa.array(fits, pa.bool_())))
+    return fitting
 
 
 def _origins(own: Snapshot, again: dict[str, Snapshot], anchors: Snapshot | None) -> dict[str, Any]:

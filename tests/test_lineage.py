@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import train_rows
+from conftest import save_tiny_model, train_rows
 from mlflow.exceptions import MlflowException
 from registry_home import RegistryHome
 from typer.testing import CliRunner
@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 from flows import cli
 from schemas.base import BadInput
 from schemas.curriculum import Curriculum, DataSource, Skill
+from schemas.settings import TrainingSettings
 from schemas.snapshot import SuiteData
 from sdft.data import data_hash, train_table
 from tasks import lineage
+from tasks.basemodel import describe_model
 from tasks.lineage import diff_versions, read_lineage
 from tasks.packages import run_file
 from tasks.proof import prove
@@ -30,10 +32,14 @@ def mixed_into(place: RegistryHome, *earlier: str) -> Callable[[SuiteData], Suit
     """Rows of earlier skills, half as many as there are, and two anchors."""
     anchors = place.snapshot("anchors", "anchors", PROMPTS)
     source = DataSource(path="rows.jsonl")
-    skill = Skill(name="b", train=source, eval=source)
+    training = TrainingSettings(max_new_tokens=60)
+    skill = Skill(name="b", train=source, eval=source, training=training)
     curriculum = Curriculum(name="demo", base_model="model", skills=(skill,), rehearsal=0.5)
+    if not (tiny := place.home.models / "tiny").is_dir():
+        save_tiny_model(tiny)
+    model = describe_model(tiny)
     known = {one: place.data(one, 4) for one in earlier}
-    return lambda data: with_rehearsal(data, known, anchors, curriculum, place.home)
+    return lambda data: with_rehearsal(skill, data, known, anchors, curriculum, model, place.home)
 
 
 @pytest.fixture(scope="module")
