@@ -113,7 +113,7 @@ def test_a_judged_stage_stays_until_it_is_registered(
     """MLflow had all of it, and went away before there was a version of it."""
     stage = place.grow("c")
     verdict = make_verdict(stage, "pass")
-    judged = [JudgedStage(trained=stage, cells={}, verdict=verdict, parent_stage=0)]
+    judged = [JudgedStage(trained=stage, cells={}, verdict=verdict, references={}, parent_stage=0)]
     with leased("a run", "demo", place.home) as fence:
         with monkeypatch.context() as away:
             mlflow_is_away(away)
