@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 from mlflow import MlflowClient
-from mlflow.entities import Metric
+from mlflow.entities import Metric, Run
 from mlflow.exceptions import MlflowException
 from prefect import task
 
@@ -34,7 +34,7 @@ from tasks.tracking import (
 from tasks.training import TrainedStage
 
 MATRIX_DIGEST = "sdft.matrix_digest"
-CURRICULUM = "curriculum.json"
+CURRICULUM, CURRICULUM_DIGEST = "curriculum.json", "sdft.curriculum_digest"
 LATEST = "sdft.latest_matrix_run"
 
 
@@ -54,7 +54,7 @@ def report_run(
     general: list[Snapshot],
     home_dir: str,
 ) -> Report | None:
-    """Log the matrix (JSON, Parquet, PNG) and the curves (PNG), unless they are there already.
+    """Log the matrix (JSON, Parquet, PNG) and the curves (PNG), unless this very one is there.
 
     With them what belongs to no stage: the curriculum, the base model's per-item results and the
     general suites' validation. Returns None where MLflow cannot be reached.
@@ -78,10 +78,10 @@ def _report(
 ) -> Report:
     client = open_client(home)
     experiment_id = experiment(client, home, matrix.curriculum)
-    told = matrix.model_dump(mode="json", exclude=_TIMINGS)
-    digest = digest_json({"matrix": told, "curriculum": curriculum.model_dump(mode="json")})
+    digest = digest_json(matrix.model_dump(mode="json", exclude=_TIMINGS))
     run = find_run(client, experiment_id, MATRIX_DIGEST, digest)
     if run is not None and run.info.status == "FINISHED":
+        _log_curriculum(client, run, curriculum)
         _mark_latest(client, run.info.run_id, matrix.curriculum)
         return Report(run_id=run.info.run_id, is_new=False)
     if run is None:  # else a killed run has left it half done
@@ -93,8 +93,8 @@ def _report(
     run_id = run.info.run_id
     with tempfile.TemporaryDirectory() as folder:
         write_report(matrix, stages, Path(folder))
-        curriculum.write(Path(folder) / CURRICULUM)
         client.log_artifacts(run_id, folder, "retention")
+    _log_curriculum(client, run, curriculum)
     for suite, scored in base_cells.items():
         client.log_artifact(run_id, scored.items_file, f"evaluation/{suite}")
     for snapshot in general:
@@ -108,6 +108,17 @@ def _report(
     client.set_terminated(run_id, "FINISHED")
     _mark_latest(client, run_id, matrix.curriculum)
     return Report(run_id=run_id, is_new=True)
+
+
+def _log_curriculum(client: MlflowClient, run: Run, curriculum: Curriculum) -> None:
+    """Keep the curriculum that the matrix comes of, the newest where several give the same one."""
+    digest = digest_json(curriculum.model_dump(mode="json"))
+    if run.data.tags.get(CURRICULUM_DIGEST) == digest:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        curriculum.write(Path(folder) / CURRICULUM)
+        client.log_artifact(run.info.run_id, str(Path(folder) / CURRICULUM), "retention")
+    client.set_tag(run.info.run_id, CURRICULUM_DIGEST, digest)
 
 
 def _mark_latest(client: MlflowClient, run_id: str, curriculum: str) -> None:
