@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from cronsim import CronSim, CronSimError
 from rich.table import Table
 from rich.text import Text
 
@@ -109,6 +108,8 @@ def deploy(
 
 def _checked(cron: str) -> str:
     """A time in the form that cron and Prefect both know; raises BadInput where it is none."""
+    from cronsim import CronSim, CronSimError  # which no other command needs
+
     fields, known = cron.split(), re.compile(r"([\d*/,-]|[A-Za-z]{3})+")
     try:
         if len(fields) != 5 or not all(map(known.fullmatch, fields)):

@@ -114,7 +114,8 @@ def _becomes(
     line = ancestry(entries, registration.parent_version)
     learned = {one.skill for one in line} | {registration.skill}
     lacking = skills_of(entries, now.version) - learned
-    gone = sorted(withdrawn(entries) & {one.version for one in line})
+    taken = withdrawn(entries)
+    gone = [one.version for one in line if one.version in taken]
     by_hand = f"to let it in: sdft promote {name} {version}"
     match decision:
         case "refuse" if now.version == version:

@@ -81,7 +81,7 @@ def with_rehearsal(
                 "rows": len(table),
                 "rehearsed": again,
                 "anchors": counts[-1] if anchors else 0,
-                **_origins(own, {name: learned[name] for name in again}, anchors),
+                **_origins(own, {name: learned[name] for name in again}, anchors, counts[-1]),
             }
             made = own.model_copy(update=changed).at(target)
             made.write(partial / SNAPSHOT)
@@ -92,7 +92,8 @@ def with_rehearsal(
         without = f"; {left_out} rows do not fit its settings" if left_out else ""
         say("rehearse", skill.name, f"learns {with_it}{without}")
     told = {"name": own.name, "source": own.source}
-    told |= _origins(own, {name: learned[name] for name in made.rehearsed}, anchors)
+    again = {name: learned[name] for name in made.rehearsed}
+    told |= _origins(own, again, anchors, made.anchors)
     return data.model_copy(update={"train": made.model_copy(update=told).at(target)})
 
 
@@ -117,10 +118,12 @@ def _fitting(tables: list[pa.Table], skill: Skill, model: ModelDir) -> list[pa.T
     return fitting
 
 
-def _origins(own: Snapshot, again: dict[str, Snapshot], anchors: Snapshot | None) -> dict[str, Any]:
-    """What a mixed snapshot says of where its rows are from."""
+def _origins(
+    own: Snapshot, again: dict[str, Snapshot], anchors: Snapshot | None, fitting: int
+) -> dict[str, Any]:
+    """What a mixed snapshot says of where its rows are from; so many of the anchors are in it."""
     asked = None
-    if anchors:
+    if anchors and fitting:
         rules, met = rules_checked(Path(anchors.directory))
         asked = AnchorsOrigin(
             source=anchors.source,

@@ -173,6 +173,8 @@ def test_what_does_not_fit_a_later_skill_is_left_out_there(
     said = read_demonstrations(Path(mixed.train.file))
     assert max(len(one.response or "") for one in said) < 30
     assert "learns 10 of alpha again, 1 anchors; 11 rows do not fit" in capsys.readouterr().out
+    none = mixed_with(beta, {}, anchors, 0.0, home, max_prompt_tokens=5).train
+    assert none is not None and (none.rows, none.anchors, none.anchors_from) == (20, 0, None)
     longer = mixed_with(beta, known, anchors, 1.0, home)
     assert longer.train is not None and longer.train.rehearsed == {"alpha": 20}
 
