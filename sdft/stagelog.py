@@ -57,7 +57,7 @@ class StageLog:
         self._lines += text
         return line
 
-    def rollout(self, **row: object) -> None:
+    def rollout(self, row: dict[str, object]) -> None:
         if self._writes:
             self._rollouts.append(row)
 

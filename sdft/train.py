@@ -14,6 +14,7 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -68,12 +69,7 @@ def train(spec: StageSpec, directory: Path, stop: Stop, ranks: Ranks = ALONE) ->
     if runtime.compile:
         for model in {lm.model, teacher.model if teacher else lm.model}:
             model.base_model.compile(dynamic=True)
-    trained = {name: one for name, one in lm.model.named_parameters() if one.requires_grad}
-    if not trained:
-        raise BadInput(
-            f"{spec.parent_dir}: none of its weights can be trained (are they quantised?); use a "
-            "model in fp32 or bf16, or training.lora"
-        )
+    trained = _trained(lm, spec)
     optimizer = torch.optim.AdamW(trained.values(), weight_decay=settings.weight_decay, fused=True)
     checkpoints = Checkpoints(
         directory / "checkpoints", spec.key, runtime, trained, optimizer, teacher, ranks
@@ -111,30 +107,11 @@ def train(spec: StageSpec, directory: Path, stop: Stop, ranks: Ranks = ALONE) ->
         if teacher:
             teacher.update(trained)
 
-        seconds = time.monotonic() - began
-        tokens = sum(len(answer.tokens) for answer in answers)
-        metrics |= {
-            "completion_tokens": tokens / len(answers),
-            "clipped_share": sum(not answer.finished for answer in answers) / len(answers),
-            "grad_norm": norm.item(),
-            "learning_rate": rate,
-            "artifact_share": artifact_share([lm.text(answer.tokens) for answer in answers]),
-            "tokens_per_s": tokens / seconds,
-            **gpu_memory(lm),
-        }
+        metrics |= {"grad_norm": norm.item(), "learning_rate": rate, **gpu_memory(lm)}
+        metrics |= _of_answers(lm, answers, time.monotonic() - began)
         line = log.step(step + 1, metrics)
-        for example, answer, loss in list(zip(chosen, answers, losses, strict=True))[
-            : runtime.rollouts_a_step
-        ]:
-            log.rollout(
-                step=step + 1,
-                id=example.id,
-                prompt=lm.text(example.student_prompt),
-                completion=lm.text(answer.tokens),
-                tokens=len(answer.tokens),
-                finished=answer.finished,
-                divergence=loss,
-            )
+        for one in islice(zip(chosen, answers, losses, strict=True), runtime.rollouts_a_step):
+            log.rollout(_rollout(lm, step + 1, *one))
         watch(health, line, log)
         stopped = ranks.any(stop.requested)  # asked once: it may be set between two looks
         if ranks.from_first(checkpoints.due(step + 1)) or stopped:
@@ -195,6 +172,43 @@ def _open(
     lora = spec.training.lora
     lm = load_model(Path(spec.parent_dir), place, compute, compute if lora else torch.float32)
     return lm, add_adapter(lm.model, lora, spec.seed) if lora else None
+
+
+def _trained(lm: LanguageModel, spec: StageSpec) -> dict[str, torch.nn.Parameter]:
+    """The weights that learn, by name; raises BadInput where there are none."""
+    trained = {name: one for name, one in lm.model.named_parameters() if one.requires_grad}
+    if not trained:
+        raise BadInput(
+            f"{spec.parent_dir}: none of its weights can be trained (are they quantised?); use a "
+            "model in fp32 or bf16, or training.lora"
+        )
+    return trained
+
+
+def _of_answers(lm: LanguageModel, answers: list[Completion], seconds: float) -> dict[str, float]:
+    """Metrics of a step's answers: their length in tokens, what they look like, and the pace."""
+    tokens = sum(len(answer.tokens) for answer in answers)
+    return {
+        "completion_tokens": tokens / len(answers),
+        "clipped_share": sum(not answer.finished for answer in answers) / len(answers),
+        "artifact_share": artifact_share([lm.text(answer.tokens) for answer in answers]),
+        "tokens_per_s": tokens / seconds,
+    }
+
+
+def _rollout(
+    lm: LanguageModel, step: int, example: Example, answer: Completion, loss: float
+) -> dict[str, object]:
+    """What the student said to a prompt in a step, for people to read."""
+    return {
+        "step": step,
+        "id": example.id,
+        "prompt": lm.text(example.student_prompt),
+        "completion": lm.text(answer.tokens),
+        "tokens": len(answer.tokens),
+        "finished": answer.finished,
+        "divergence": loss,
+    }
 
 
 def _example(lm: LanguageModel, row: Demonstration, settings: TrainingSettings) -> Example:

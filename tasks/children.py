@@ -72,17 +72,7 @@ def run_child(
     Raises BadInput with the child's own message, or ChildFailed.
     """
     started = _now()
-    with log_file.open("ab") as log:
-        start = log.tell()
-        child = subprocess.Popen(
-            [sys.executable, "-m", module, str(spec_file), str(directory)],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            close_fds=False,  # what is locked for it is held by it too (only locks are inheritable)
-            env={**os.environ, "HF_HUB_OFFLINE": "1", PARENT_HOLDS_STDIN: "1"},
-        )
+    child, start = _started([module, str(spec_file), str(directory)], log_file)
     stalled, peak = False, 0
     try:
         progress, since = tick(), time.monotonic()
@@ -94,11 +84,10 @@ def run_child(
             stalled = time.monotonic() - since > stall_timeout_s
     finally:
         _end(child)
-        ours = log_file.is_file()  # or another process has taken the directory over
-        output = log_file.read_bytes()[start:].decode("utf-8", "replace") if ours else ""
+        kept = log_file.is_file()  # or another process has taken the directory over
+        output = log_file.read_bytes()[start:].decode("utf-8", "replace") if kept else ""
         outcome, how = _how(child.returncode, output)
-        silent = ours and outcome == "failed" and not output
-        if silent and shutil.disk_usage(directory).free < FULL_BYTES:
+        if kept and outcome == "failed" and not output and _is_full(directory):
             how = f"ended, and the disk of {directory} is full, so it could not say why"
         if stalled:
             outcome, how = "stalled", f"made no progress for {stall_timeout_s:.0f} s and was ended"
@@ -111,12 +100,8 @@ def run_child(
             how=how,
             peak_memory_bytes=peak,
         )
-        if ours:
-            with (
-                suppress(OSError),
-                log_file.with_name(ATTEMPTS).open("a", encoding="utf-8") as attempts,
-            ):
-                attempts.write(attempt.model_dump_json() + "\n")
+        if kept:
+            _write_down(attempt, log_file.with_name(ATTEMPTS))
     tick()
     if outcome == "finished":
         return attempt
@@ -126,6 +111,32 @@ def run_child(
     if output and ERROR_MARK not in output:
         message += ":\n" + "\n".join(output.splitlines()[-SHOWN_LINES:])
     raise ChildFailed(message, attempt)
+
+
+def _started(program: list[str], log_file: Path) -> tuple[subprocess.Popen[bytes], int]:
+    """The module with its arguments as a process, and where in the log its output begins."""
+    with log_file.open("ab") as log:
+        start = log.tell()
+        child = subprocess.Popen(
+            [sys.executable, "-m", *program],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            close_fds=False,  # what is locked for it is held by it too (only locks are inheritable)
+            env={**os.environ, "HF_HUB_OFFLINE": "1", PARENT_HOLDS_STDIN: "1"},
+        )
+    return child, start
+
+
+def _is_full(directory: Path) -> bool:
+    return shutil.disk_usage(directory).free < FULL_BYTES
+
+
+def _write_down(attempt: Attempt, path: Path) -> None:
+    """Add it to the attempts of a stage, where the disk lets us."""
+    with suppress(OSError), path.open("a", encoding="utf-8") as attempts:
+        attempts.write(attempt.model_dump_json() + "\n")
 
 
 def _how(code: int, output: str) -> tuple[Outcome, str]:

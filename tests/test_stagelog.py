@@ -53,7 +53,7 @@ def test_rollouts_of_steps_that_are_run_again_are_dropped(tmp_path: Path) -> Non
     known = log.lines
     row = {"id": "a", "prompt": "p", "completion": "c", "tokens": 1, "finished": True}
     for step in (1, 3):
-        log.rollout(step=step, divergence=0.0, **row)
+        log.rollout({"step": step, "divergence": 0.0} | row)
         log.flush_rollouts(step + 1)
     (tmp_path / ROLLOUTS / ".step-000002.parquet.partial").touch()  # the disk was full
     StageLog(tmp_path, known)
