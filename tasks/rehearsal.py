@@ -1,6 +1,7 @@
 """The data of a stage: its own demonstrations, some of the skills before it, and anchors."""
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,59 +43,91 @@ def with_rehearsal(
     made once and kept, like any other: by what is in it, so its name and the sources are those of
     whoever asks.
     """
-    own, share, seed = _train(data), curriculum.rehearsal, curriculum.seed
+    share, seed = curriculum.rehearsal, curriculum.seed
     learned = {name: _train(one) for name, one in earlier.items()} if share else {}
     if not learned and not anchors:
         return data
-    key = {
-        "own": own.hash,
-        "earlier": {name: one.data_hash for name, one in learned.items()},
-        "share": share,
-        "seed": seed,
-        "limits": [skill.training.max_new_tokens, skill.training.max_prompt_tokens],
-        "template": skill.training.teacher_template,
-        "model": model.model_hash,
-    }
-    if anchors:
-        key["anchors"] = anchors.hash
-    target = home.data / digest_json(key)[:32]
+    mixture = _Mixture(skill, _train(data), learned, anchors, share, seed, model)
+    target = home.data / mixture.key[:32]
     try:
         made = verified_snapshot(target)
     except BadInput:  # not there, or altered
-        made = None
-    if made is None:
-        own_rows = _rows(own)
-        parts = rehearsed(own_rows, [_rows(one) for one in learned.values()], share, seed)
-        parts += [_rows(anchors)] if anchors else []
-        fit = _fitting(parts, skill, model)
-        counts, table = [*map(len, fit)], pa.concat_tables([own_rows, *fit])
-        left_out = sum(map(len, parts)) - sum(counts)
+        made = mixture.make(target)
+    return data.model_copy(update={"train": mixture.told(made).at(target)})
+
+
+@dataclass(frozen=True)
+class _Mixture:
+    """What a stage is to learn: the skill's own rows, some of those before it, and anchors."""
+
+    skill: Skill
+    own: Snapshot
+    learned: dict[str, Snapshot]
+    anchors: Snapshot | None
+    share: float
+    seed: int
+    model: ModelDir
+
+    @property
+    def key(self) -> str:
+        """A digest of all that decides what is in it."""
+        training = self.skill.training
+        parts = {
+            "own": self.own.hash,
+            "earlier": {name: one.data_hash for name, one in self.learned.items()},
+            "share": self.share,
+            "seed": self.seed,
+            "limits": [training.max_new_tokens, training.max_prompt_tokens],
+            "template": training.teacher_template,
+            "model": self.model.model_hash,
+        }
+        return digest_json(parts | ({"anchors": self.anchors.hash} if self.anchors else {}))
+
+    def make(self, target: Path) -> Snapshot:
+        """Write its snapshot, whole or not at all, and say what is in it."""
+        own, others = _rows(self.own), [_rows(one) for one in self.learned.values()]
+        added = rehearsed(own, others, self.share, self.seed)
+        added += [_rows(self.anchors)] if self.anchors else []
+        fitting = _fitting(added, self.skill, self.model)
+        counts, table = [*map(len, fitting)], pa.concat_tables([own, *fitting])
+        again = {name: count for name, count in zip(self.learned, counts, strict=False) if count}
         with placed(target) as partial:
-            _copy_files(own, partial)
-            if anchors:
-                _copy_files(anchors, partial, ANCHORS)
+            _copy_files(self.own, partial)
+            if self.anchors:
+                _copy_files(self.anchors, partial, ANCHORS)
             write_table(table, partial / ROWS)
-            again = {name: count for name, count in zip(learned, counts, strict=False) if count}
-            changed = {
+            contents = {
                 "files": all_files(partial),
                 "data_hash": data_hash(table),
                 "rows": len(table),
                 "rehearsed": again,
-                "anchors": counts[-1] if anchors else 0,
-                **_origins(own, {name: learned[name] for name in again}, anchors, counts[-1]),
+                "anchors": counts[-1] if self.anchors else 0,
             }
-            made = own.model_copy(update=changed).at(target)
+            made = self.told(self.own.model_copy(update=contents)).at(target)
             made.write(partial / SNAPSHOT)
-        counted = [f"{count} of {name} again" for name, count in made.rehearsed.items()]
-        if made.anchors:
-            counted.append(f"{made.anchors} anchors")
-        with_it = ", ".join(counted) or "no rows again"
+        self._say(made, left_out=sum(map(len, added)) - sum(counts))
+        return made
+
+    def told(self, made: Snapshot) -> Snapshot:
+        """The snapshot with names and sources as they are now: where its rows are from."""
+        again = {name: self.learned[name] for name in made.rehearsed}
+        origins: dict[str, Any] = {
+            "name": self.own.name,
+            "source": self.own.source,
+            "own_hash": self.own.data_hash,
+            "rehearsed_from": {
+                name: Origin(source=one.source, data_hash=one.data_hash)
+                for name, one in again.items()
+            },
+            "anchors_from": _origin(self.anchors) if self.anchors and made.anchors else None,
+        }
+        return made.model_copy(update=origins)
+
+    def _say(self, made: Snapshot, left_out: int) -> None:
+        parts = [f"{count} of {name} again" for name, count in made.rehearsed.items()]
+        parts += [f"{made.anchors} anchors"] if made.anchors else []
         without = f"; {left_out} rows do not fit its settings" if left_out else ""
-        say("rehearse", skill.name, f"learns {with_it}{without}")
-    told = {"name": own.name, "source": own.source}
-    again = {name: learned[name] for name in made.rehearsed}
-    told |= _origins(own, again, anchors, made.anchors)
-    return data.model_copy(update={"train": made.model_copy(update=told).at(target)})
+        say("rehearse", self.skill.name, f"learns {', '.join(parts) or 'no rows again'}{without}")
 
 
 def _fitting(tables: list[pa.Table], skill: Skill, model: ModelDir) -> list[pa.Table]:
@@ -118,27 +151,15 @@ def _fitting(tables: list[pa.Table], skill: Skill, model: ModelDir) -> list[pa.T
     return fitting
 
 
-def _origins(
-    own: Snapshot, again: dict[str, Snapshot], anchors: Snapshot | None, fitting: int
-) -> dict[str, Any]:
-    """What a mixed snapshot says of where its rows are from; so many of the anchors are in it."""
-    asked = None
-    if anchors and fitting:
-        rules, met = rules_checked(Path(anchors.directory))
-        asked = AnchorsOrigin(
-            source=anchors.source,
-            data_hash=anchors.data_hash,
-            quarantined=anchors.quarantined,
-            rules=rules,
-            rules_met=met,
-        )
-    return {
-        "own_hash": own.data_hash,
-        "rehearsed_from": {
-            name: Origin(source=one.source, data_hash=one.data_hash) for name, one in again.items()
-        },
-        "anchors_from": asked,
-    }
+def _origin(anchors: Snapshot) -> AnchorsOrigin:
+    rules, met = rules_checked(Path(anchors.directory))
+    return AnchorsOrigin(
+        source=anchors.source,
+        data_hash=anchors.data_hash,
+        quarantined=anchors.quarantined,
+        rules=rules,
+        rules_met=met,
+    )
 
 
 def _copy_files(snapshot: Snapshot, folder: Path, prefix: str = "") -> None:
