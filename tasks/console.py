@@ -4,6 +4,8 @@ import re
 
 from rich.console import Console
 
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""All but tab and newline, and what changes the direction of writing."""
 console = Console(highlight=False)
 error_console = Console(highlight=False, stderr=True)
 
@@ -17,3 +19,8 @@ def say(step: str, subject: str, text: str, style: str = "") -> None:
 def shown_address(address: str) -> str:
     """An address without what may be secret in it: user, password and query."""
     return re.sub(r"(?:^|(?<=://))[^/?#]*@", "", address).partition("?")[0]
+
+
+def visible(text: str) -> str:
+    """A text with its control characters written out, so that none can reorder or hide a line."""
+    return CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

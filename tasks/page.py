@@ -1,6 +1,5 @@
 """A version's lineage as one HTML page for an auditor: no script, nothing loaded from elsewhere."""
 
-import re
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from pydantic import JsonValue
 from schemas.digest import canonical_json
 from schemas.ledger import Entry
 from schemas.lineage import Lineage
+from tasks.console import visible
 
 DECISIONS = {
     "pass": "passed",
@@ -17,8 +17,6 @@ DECISIONS = {
     "ask": "left to a person",
     "none": "not judged",
 }
-CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-"""All but tab and newline, and what changes the direction of writing."""
 
 
 def lineage_page(lineage: Lineage) -> str:
@@ -50,10 +48,8 @@ def _page() -> Template:
 
 
 def _visible(value: object) -> object:
-    """A text with its control characters written out, so that none can reorder or hide a line."""
-    if type(value) is not str:
-        return value  # a number, or a piece of the page itself
-    return CONTROLS.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
+    """A text as `visible` has it; a number, or a piece of the page itself, as it is."""
+    return visible(value) if type(value) is str else value
 
 
 def _moment(iso: str) -> str:
