@@ -25,6 +25,7 @@ from tasks.elsewhere import EVALUATE, Job, deployment, have_done
 from tasks.failures import RunFailed
 from tasks.home import Home
 from tasks.leases import leased
+from tasks.packages import evaluation_folder, suite_tag
 from tasks.parcels import (
     bring_small,
     is_there,
@@ -38,10 +39,11 @@ from tasks.placement import placed_on
 
 
 class ScoredCell(Contract):
-    """A cell and where its per-item results lie."""
+    """A cell, where its per-item results lie, and where the items do."""
 
     cell: Cell
     items_file: str
+    suite_file: str
 
 
 def suite_spec(suite: Suite, snapshot: Snapshot) -> SuiteSpec:
@@ -218,15 +220,21 @@ def _known_cell(home: Home, spec: EvaluationSpec, suite: SuiteSpec) -> ScoredCel
 def _cell(home: Home, spec: EvaluationSpec, suite: SuiteSpec) -> ScoredCell:
     directory = home.cells / spec.cell_key(suite)
     cell = read_cell(directory, spec, suite)
-    return ScoredCell(cell=cell, items_file=str(directory / ITEMS))
+    return ScoredCell(cell=cell, items_file=str(directory / ITEMS), suite_file=suite.file)
 
 
 def log_scores(client: MlflowClient, run_id: str, cells: dict[str, ScoredCell]) -> None:
-    """A stage's row in its MLflow run: one metric and one items file a suite."""
+    """A stage's row in its MLflow run: of each suite a metric, its items and the answers to them.
+
+    The items are kept here too: those of a skill can change after its own stage was learned.
+    """
     tags = client.get_run(run_id).data.tags
     for suite, scored in cells.items():
-        known = f"sdft.cell.{suite}"
+        asked, known = suite_tag(suite), f"sdft.cell.{suite}"
+        if tags.get(asked) != scored.cell.suite_hash:
+            client.log_artifact(run_id, scored.suite_file, evaluation_folder(suite))
+            client.set_tag(run_id, asked, scored.cell.suite_hash)
         if tags.get(known) != scored.cell.fingerprint:
-            client.log_artifact(run_id, scored.items_file, f"evaluation/{suite}")
+            client.log_artifact(run_id, scored.items_file, evaluation_folder(suite))
             client.log_metric(run_id, f"eval/{suite}", scored.cell.score)
             client.set_tag(run_id, known, scored.cell.fingerprint)

@@ -230,6 +230,16 @@ def check_logs(label: str, evidence: Manifest, record: StageRecord) -> None:
         raise BadInput(f"{label}: {differs[0]} of its run is not what the trainer wrote")
 
 
+def evaluation_folder(suite: str) -> str:
+    """Where a run keeps the items of a suite and its model's answers to them."""
+    return f"evaluation/{suite}"
+
+
+def suite_tag(suite: str) -> str:
+    """The tag of a run with the hash of the items that lie beside the answers."""
+    return f"sdft.suite.{suite}"
+
+
 def reference_folder(suite: str) -> str:
     """Where a run keeps the answers that its stage's verdict compares with."""
     return f"references/{suite}"
