@@ -201,6 +201,28 @@ def diff(
         show_diff(found)
 
 
+@app.command()
+def answers(
+    reference: Reference,
+    suite: Annotated[str, typer.Argument(help="A skill or a general suite.")],
+    wrong: Annotated[bool, typer.Option("--wrong", help="Only those that are not right.")] = False,
+    as_json: AsJson = False,
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """What a version answered to a suite's items, and what the gate held that against."""
+    opened = open_home(home)
+    from flows.show_answers import show_answers
+    from tasks.answers import read_answers
+
+    found = read_answers(opened, reference, suite)
+    if wrong:
+        found = found.only_wrong()
+    if as_json:
+        print(found.model_dump_json(indent=2))
+    else:
+        show_answers(found)
+
+
 def _signed(entry: Entry) -> str:
     return f"ledger entry {entry.seq} by {entry.who}, {entry.time}"
 

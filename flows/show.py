@@ -34,8 +34,9 @@ MEASURES = {
 def show_learned(learned: "Learned", home: Home) -> None:
     """The matrix, the verdict of every stage, and where to look next."""
     show_matrix(learned.matrix)
+    versions = {row.stage: row.version for row in learned.matrix.rows}
     for verdict in learned.verdicts:
-        _show_verdict(verdict)
+        _show_verdict(verdict, learned.matrix.curriculum, versions[verdict.stage])
     if not learned.trained:
         console.print("nothing to learn: every stage was finished before", style="bold")
     name = learned.matrix.curriculum
@@ -142,12 +143,16 @@ def show_status(names: list[RegisteredName]) -> None:
             console.print(told, style="yellow", markup=False, soft_wrap=True)
 
 
-def _show_verdict(verdict: Verdict) -> None:
+def _show_verdict(verdict: Verdict, name: str, version: str | None) -> None:
     word, style = DECISIONS[verdict.decision]
     note = ": needs a person" if verdict.decision == "ask" else ""
     console.print(f"[{style}]{word:<9}[/]{verdict.skill}{note}")
     for reason in verdict.reasons:
         console.print(f"         {reason}", markup=False)
+    suites = [one.suite for one in verdict.judgements if one.decision != "pass"]
+    if suites and version is not None:
+        asked = f"sdft answers {name}/{version} {suites[0]} --wrong"
+        console.print(f"         look at the answers: {asked}", markup=False, soft_wrap=True)
 
 
 def _cell(cell: Cell | None, own: bool) -> str:

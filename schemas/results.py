@@ -1,7 +1,7 @@
 """What evaluation and the gate give: items and cells, verdicts, rows and the matrix."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 from pydantic import ConfigDict
 
@@ -9,6 +9,7 @@ from schemas.base import Contract, Sealed
 from schemas.curriculum import Scorer
 from schemas.digest import digest_json, digest_text
 from schemas.settings import EvaluationSettings, GateSettings
+from schemas.templates import Message
 
 SCORING_VERSION = 2
 """Raised whenever the same completion would get another score, or a cell has another form; part of
@@ -215,3 +216,41 @@ class RetentionMatrix(Contract):
     @property
     def suites(self) -> tuple[str, ...]:
         return (*self.skills, *self.general)
+
+
+class Answer(Contract):
+    """What a model answered to an item of a suite."""
+
+    id: str
+    prompt: tuple[Message, ...]
+    """Chat messages."""
+    references: tuple[str, ...]
+    status: Status
+    answer: str | None
+    error: str | None
+    """Why it is not scored."""
+    right: bool
+    """Whether its score is 1: what is not scored counts as wrong."""
+    reference_answer: str | None = None
+    """What the model answered that the gate held this one against."""
+    reference_right: bool | None = None
+
+
+class Answers(Contract):
+    """A version's answers to a suite, in the order of its items."""
+
+    name: str
+    version: str
+    suite: str
+    reference_stage: int | None
+    """Of whom `reference_answer` is, 0 for the base model; None where the gate compared nothing."""
+    items: int
+    wrong: int
+    reference_wrong: int | None
+    answers: tuple[Answer, ...]
+    """To all items, or the wrong ones."""
+
+    def only_wrong(self) -> Self:
+        return self.model_copy(
+            update={"answers": tuple(one for one in self.answers if not one.right)}
+        )

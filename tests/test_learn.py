@@ -549,6 +549,12 @@ def test_the_refused_example_is_refused_with_exit_code_3(place: Place, tmp_path:
     assert result.exit_code == 3, result.output
     assert "lists: lost 0." in result.output
     assert "champion: none, no stage of quickstart has passed" in result.output
+    [asked] = [line.split()[5:] for line in result.output.splitlines() if "look at the" in line]
+    assert (asked[0], asked[2]) == ("answers", "lists"), "the suite that it is refused for"
+    shown = CliRunner().invoke(app, [*asked, "--json", "--home", str(place.home)])
+    found = json.loads(shown.output)
+    assert found["wrong"] == len(found["answers"]) > found["reference_wrong"]
+    assert found["items"] == 60
 
 
 def test_a_skill_in_the_watched_folder_is_planned_learned_and_then_recorded(place: Place) -> None:
