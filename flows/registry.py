@@ -223,6 +223,27 @@ def answers(
         show_answers(found)
 
 
+@app.command()
+def export(
+    reference: Reference,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty one.")],
+    home: HomeOption = DEFAULT_HOME,
+) -> None:
+    """Write a version as a plain Hugging Face model directory; exit 4 where its hash is another."""
+    opened = open_home(home)
+    from tasks.exporting import export as write
+    from tasks.proof import Lie
+
+    try:
+        done = write(opened, reference, directory)
+    except Lie as lie:
+        fail(str(lie), DISPROVED)
+    told = f"{directory}: {done.name}/{done.version}, {done.files} files"
+    console.print(f"{told} ({done.size_bytes / 1e6:.1f} MB)", markup=False, soft_wrap=True)
+    proven = f"[green]proven[/]: model {done.model_hash}, as ledger entry {done.entry} says"
+    console.print(proven, soft_wrap=True)
+
+
 def _signed(entry: Entry) -> str:
     return f"ledger entry {entry.seq} by {entry.who}, {entry.time}"
 

@@ -80,10 +80,15 @@ def save_adapter(student: PeftModel, parent_hash: str, directory: Path) -> None:
     (directory / "README.md").unlink(missing_ok=True)  # an empty form
 
 
-def merged(parent_dir: Path, adapter_dir: Path) -> PreTrainedModel:
-    """The parent with an adapter added to its weights, in fp32 on the CPU: always the same."""
-    parent = open_weights(parent_dir, torch.float32)
-    return PeftModel.from_pretrained(parent, str(adapter_dir)).merge_and_unload()
+def merged(parent_dir: Path, *adapter_dirs: Path) -> PreTrainedModel:
+    """The parent with adapters added to its weights, one after the other, in fp32 on the CPU.
+
+    Always the same, to the bit.
+    """
+    model = open_weights(parent_dir, torch.float32)
+    for directory in adapter_dirs:
+        model = PeftModel.from_pretrained(model, str(directory)).merge_and_unload()
+    return model
 
 
 def stacked(base_dir: Path, adapter_dirs: Sequence[Path]) -> PeftModel:

@@ -82,7 +82,7 @@ def test_a_home_is_activated_before_what_it_sets_up_is_imported() -> None:
         *(["learn", str(file)], ["plan", str(file)], ["replay", "a", "--without", "b"], ["status"]),
         *(["matrix", "a"], ["sync"], ["gc"], ["ui"], ["promote", "a", "1"], ["rollback", "a"]),
         *(["reconcile"], ["ledger", "a"], ["lineage", "a"], ["trace", "a"], ["diff", "a", "b"]),
-        *(["answers", "a", "b"], ["doctor"]),
+        *(["answers", "a", "b"], ["export", "a", "b"], ["doctor"]),
         ["deploy", str(file)],
     ]
     code = f"""
@@ -111,7 +111,7 @@ for one in {commands}:
 
 def test_commands_of_owners_and_auditors_start_without_prefect_and_torch() -> None:
     modules = "tasks.promotion, tasks.proof, tasks.events, tasks.status, flows.show_lineage, "
-    modules += "tasks.answers, flows.show_answers"
+    modules += "tasks.answers, flows.show_answers, tasks.exporting"
     code = f"import sys, {modules}, flows.show; print({{'prefect', 'torch'}} & {{*sys.modules}})"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True

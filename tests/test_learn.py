@@ -656,6 +656,82 @@ def test_a_stage_learns_anchors_beside_its_own_rows(place: Place) -> None:
     assert origin.rules == origin.rules_met > 0
 
 
+def test_every_form_of_a_version_is_exported_to_what_was_trained(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the registry alone: all weights, adapters on such a version, adapters on the base."""
+    from flows.cli import app
+    from tasks.packages import run_file
+
+    adapted = place.learn(["beta"], name="adapted")
+    assert adapted.trained == ("beta",)
+    learned = place.learn(["alpha", "beta", "gamma"])
+    wanted = {f"demo/{row.version}": row.model_hash for row in learned.matrix.rows[1:]}
+    wanted |= {"adapted": adapted.matrix.rows[1].model_hash}
+    trained = {
+        json.loads(path.read_text())["model_hash"]: path.parent / "model"
+        for path in place.home.glob("stages/*/record.json")
+    }
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", place.client.tracking_uri)
+    monkeypatch.setenv("SDFT_LEDGER_URL", f"sqlite:///{place.home / 'ledger.db'}")
+    elsewhere = tmp_path / "home"
+    elsewhere.mkdir()
+
+    def export(reference: str, target: Path) -> Any:
+        return CliRunner().invoke(app, ["export", reference, str(target), "--home", str(elsewhere)])
+
+    for number, (reference, model_hash) in enumerate(wanted.items()):
+        target = tmp_path / f"out-{number}"
+        result = export(reference, target)
+        assert result.exit_code == 0, result.output
+        assert f"proven: model {model_hash}" in result.output
+        assert_same_model(target, trained[model_hash])
+    assert not (elsewhere / "stages").exists()
+
+    version = place.client.get_model_version("demo", "2")
+    adapter = run_file(place.client.get_run(version.run_id), "adapter/adapter_model.safetensors")
+    honest = adapter.read_bytes()
+    adapter.write_bytes(honest[:-4] + bytes(byte ^ 0x40 for byte in honest[-4:]))
+    above = list(wanted)[2]
+    result = export(above, tmp_path / "altered")
+    adapter.write_bytes(honest)
+    assert result.exit_code == 4, "it was learned on top of that adapter"
+    assert f"{above}: model.safetensors of what the registry has is not" in result.output
+
+    base = place.folder / "model"
+    base.rename(place.folder / "aside")
+    result = export("adapted", tmp_path / "altered")
+    (place.folder / "aside").rename(base)
+    assert isinstance(result.exception, BadInput)
+    assert f"is not at {base}; export it where that is" in str(result.exception)
+    assert not list(tmp_path.glob("*altered*"))
+
+
+def assert_same_model(exported: Path, trained: Path) -> None:
+    """Plain transformers opens the two, and they say the same, prompted by the chat template."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    assert {file.name: file.read_bytes() for file in exported.iterdir()} == {
+        file.name: file.read_bytes() for file in trained.iterdir()
+    }
+    answers = []
+    for directory in (exported, trained):
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        model = AutoModelForCausalLM.from_pretrained(directory)
+        asked = tokenizer.apply_chat_template(
+            [{"role": "user", "content": "Say alpha 1"}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+        )
+        with torch.no_grad():
+            said = model.generate(**asked, max_new_tokens=8, do_sample=False)
+        answers.append(said.tolist())
+    assert answers[0] == answers[1]
+    assert len(answers[0][0]) > asked["input_ids"].shape[1]
+
+
 def test_an_altered_model_is_never_taken_for_the_trained_one(place: Place) -> None:
     place.learn(["delta"])
     [stage] = [
