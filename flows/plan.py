@@ -8,22 +8,26 @@ from schemas.curriculum import Curriculum, Suite
 from schemas.results import EvaluationSpec, Verdict
 from schemas.settings import GateSettings
 from schemas.snapshot import SuiteData
+from schemas.stage import StageSpec
 from schemas.watched import Remark
 from sdft.record import library_versions
-from sdft.schedule import total_steps
+from sdft.schedule import short_of_steps, total_steps
 from tasks.basemodel import ModelDir, stage_model
 from tasks.evaluation import suite_spec
 from tasks.home import Home
 from tasks.rehearsal import with_rehearsal
 from tasks.seen import known_record
 from tasks.stagefiles import check_name, finished_dir
-from tasks.training import stage_spec
-from tasks.verdicts import standing_verdict
+from tasks.training import check_place, stage_spec
+from tasks.verdicts import StandingVerdict, standing_verdict
 from tasks.watched import watch
 
 Action = Literal["reused", "judged anew", "learned", "open"]
 """`judged anew`: the model is there, but no verdict on it by these rules on these items. `open`:
 reused or learned, which hangs on a verdict that is still to be made."""
+
+Rules = dict[str, tuple[GateSettings, str | None]]
+"""By suite, the new skill's first: the gate's settings, and the fingerprint of what it looks at."""
 
 
 class PlannedStage(Contract):
@@ -31,6 +35,10 @@ class PlannedStage(Contract):
 
     skill: str
     demonstrations: int
+    """The skill's own rows."""
+    rehearsed: int
+    """Rows of earlier skills that it learns again."""
+    anchors: int
     items: int
     steps: int
     action: Action
@@ -46,13 +54,17 @@ class Plan(Contract):
     base_hash: str
     stages: tuple[PlannedStage, ...]
     remarks: tuple[Remark, ...]
-    """On directories of the watched folder that are not taken, or not as they are now."""
+    """On directories of the watched folder that are not taken, or not as they are now, and on
+    stages that would be learned and learn little."""
 
 
 def plan_curriculum(curriculum: Curriculum, home: Home) -> Plan:
-    """The plan; a stage after one that is still to be learned is to be learned as well."""
+    """The plan; a stage after one that is still to be learned is to be learned as well.
+
+    Raises BadInput also where a stage asks for a GPU and would be trained here, without one.
+    """
     watched = watch(curriculum, home)
-    curriculum = watched.curriculum
+    curriculum, remarks = watched.curriculum, [*watched.remarks]
     prepared = prepare(curriculum, str(home.root))
     parent = prepared.base
     kept: list[Suite] = []
@@ -63,34 +75,29 @@ def plan_curriculum(curriculum: Curriculum, home: Home) -> Plan:
     for number, skill in enumerate(curriculum.skills, 1):
         own = prepared.data[skill.name]
         data = with_rehearsal(skill, own, knows, prepared.anchors, curriculum, prepared.base, home)
-        assert data.train is not None
+        assert own.train is not None and data.train is not None
         spec = stage_spec(skill, data, parent, curriculum.seed, curriculum.runtime)
-        directory = finished_dir(home, spec)
-        record = known_record(directory) if action == "reused" else None
-        if action == "judged anew":
-            action = "open"
-        elif action == "reused" and record is None:
-            action = "learned"
-        refused = False
-        if record is not None:
-            check_name(record, spec)
-            model = stage_model(directory, record)
-            judged_on = [skill, *kept, *curriculum.general]
-            rules = _rules(model, judged_on, curriculum, prepared)
-            standing = standing_verdict(home, curriculum.name, spec.key)
-            if standing is None or not _stands(standing.verdict, number, rules):
-                action = "judged anew"
-            elif standing.let_in:
-                parent = model
-                kept.append(skill)
-            else:
-                refused = True
-        if not refused:
-            knows[skill.name] = prepared.data[skill.name]
+        model = _known_model(home, spec) if action == "reused" else None
+        standing = None
+        if model is not None:
+            rules = _rules(model, [skill, *kept, *curriculum.general], curriculum, prepared)
+            standing = _standing(home, curriculum.name, spec, number, rules)
+        action = _action(action, model, standing)
+        if action == "learned":
+            check_place(curriculum.runtime)
+            said = short_of_steps(skill.training, data.train.rows)
+            remarks += [Remark(name=skill.name, said=said)] if said else []
+        if standing is None or standing.let_in:
+            knows[skill.name] = own
+        if model is not None and standing is not None and standing.let_in:
+            parent = model
+            kept.append(skill)
         stages.append(
             PlannedStage(
                 skill=skill.name,
-                demonstrations=data.train.rows,
+                demonstrations=own.train.rows,
+                rehearsed=sum(data.train.rehearsed.values()),
+                anchors=data.train.anchors,
                 items=data.eval.rows,
                 steps=total_steps(skill.training, data.train.rows),
                 action=action,
@@ -102,12 +109,38 @@ def plan_curriculum(curriculum: Curriculum, home: Home) -> Plan:
         base_path=prepared.base.path,
         base_hash=prepared.base.model_hash,
         stages=tuple(stages),
-        remarks=watched.remarks,
+        remarks=tuple(remarks),
     )
 
 
-Rules = dict[str, tuple[GateSettings, str | None]]
-"""By suite, the new skill's first: the gate's settings, and the fingerprint of what it looks at."""
+def _action(before: Action, model: ModelDir | None, standing: StandingVerdict | None) -> Action:
+    """What becomes of a stage, by the action on the one before it, and by what is there of it.
+
+    Only after stages that are all reused it is known from which model a stage would start.
+    """
+    if before in ("judged anew", "open"):
+        return "open"
+    if before == "learned" or model is None:
+        return "learned"
+    return "judged anew" if standing is None else "reused"
+
+
+def _known_model(home: Home, spec: StageSpec) -> ModelDir | None:
+    """The model of a stage that is finished here."""
+    directory = finished_dir(home, spec)
+    record = known_record(directory)
+    if record is None:
+        return None
+    check_name(record, spec)
+    return stage_model(directory, record)
+
+
+def _standing(
+    home: Home, name: str, spec: StageSpec, stage: int, rules: Rules
+) -> StandingVerdict | None:
+    """The verdict on a stage, where the gate would come to it again."""
+    standing = standing_verdict(home, name, spec.key)
+    return standing if standing and _stands(standing.verdict, stage, rules) else None
 
 
 def _rules(

@@ -98,12 +98,13 @@ def show_matrix(matrix: RetentionMatrix) -> None:
 def show_plan(plan: "Plan") -> None:
     """What would be done, one line a stage."""
     table = Table(title=f"plan of {plan.curriculum}", title_justify="left")
-    for column in ("stage", "demonstrations", "items", "steps", "would be"):
-        table.add_column(
-            column, justify="right" if column in ("demonstrations", "items", "steps") else "left"
-        )
+    table.add_column("stage")
+    for column in ("own rows", "again", "anchors", "items", "steps"):
+        table.add_column(column, justify="right")
+    table.add_column("would be")
     for number, stage in enumerate(plan.stages, 1):
-        numbers = (str(stage.demonstrations), str(stage.items), str(stage.steps))
+        rows = (stage.demonstrations, stage.rehearsed, stage.anchors)
+        numbers = [str(one) for one in (*rows, stage.items, stage.steps)]
         style = "green" if stage.action == "reused" else ""
         action = ACTIONS.get(stage.action, stage.action)
         action += {"new": " (new, watched)", "recorded": " (watched)"}.get(stage.watched or "", "")

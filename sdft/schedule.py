@@ -12,6 +12,17 @@ def total_steps(settings: TrainingSettings, rows: int) -> int:
     return settings.epochs * math.ceil(rows / settings.prompts_per_step)
 
 
+def short_of_steps(settings: TrainingSettings, rows: int) -> str | None:
+    """What is to be said of a stage that ends before it has warmed up; None where it does not."""
+    steps, warmup = total_steps(settings, rows), settings.warmup_steps
+    if steps > warmup:
+        return None
+    return (
+        f"of its steps, {steps}, none comes after the warm-up (training.warmup_steps {warmup}), so "
+        "it learns little; set more epochs, fewer prompts_per_step or fewer warmup_steps"
+    )
+
+
 def batch(settings: TrainingSettings, rows: int, seed: int, step: int) -> list[int]:
     """The rows of step `step` (from 0): each epoch is its own permutation."""
     per_epoch = math.ceil(rows / settings.prompts_per_step)

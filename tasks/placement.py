@@ -82,6 +82,15 @@ def devices() -> list[Device]:
         return [Device(name=one.strip(), free_bytes=None) for one in named.split(",")]
     if not any(Path("/dev").glob("nvidia[0-9]*")):  # asking torch would cost seconds
         return []
+    return _asked()
+
+
+def has_gpu() -> bool:
+    """Whether torch would find a GPU; it is asked where no file of the system tells of one."""
+    return bool(devices() or _asked())
+
+
+def _asked() -> list[Device]:
     asked = subprocess.run([sys.executable, "-c", _ASK], capture_output=True, text=True)
     if asked.returncode != 0:
         last = (asked.stderr.splitlines() or ["no word"])[-1]

@@ -14,7 +14,7 @@ from schemas.snapshot import SuiteData
 from schemas.stage import StageRecord, StageSpec
 from sdft.health import Health
 from sdft.record import RECORD
-from sdft.schedule import total_steps
+from sdft.schedule import short_of_steps, total_steps
 from sdft.stagelog import METRICS, MetricsReader, read_metrics
 from tasks.basemodel import ModelDir, stage_model
 from tasks.children import ChildFailed, run_child
@@ -26,7 +26,7 @@ from tasks.home import Home
 from tasks.leases import Fence, Fenced, check, leased
 from tasks.ledger import Ledger
 from tasks.parcels import cache_of, model_name, received, send_data, send_model, send_stage
-from tasks.placement import placed_on
+from tasks.placement import has_gpu, placed_on
 from tasks.stagefiles import (
     INPUTS,
     SPEC,
@@ -74,6 +74,15 @@ def stage_spec(
     )
 
 
+def check_place(runtime: RuntimeSettings) -> None:
+    """Raise BadInput where stages are to be trained on a GPU, here, and there is none."""
+    if runtime.device == "cuda" and deployment(TRAIN) is None and not has_gpu():
+        raise BadInput(
+            "runtime.device is 'cuda', but this machine has no CUDA device; use 'auto' or 'cpu', "
+            f"or have a worker with one train the stages ({TRAIN})"
+        )
+
+
 class TrainOrder(Contract):
     """A stage for a worker that shares no disk with us: no path in it counts, only hashes."""
 
@@ -94,6 +103,8 @@ def train_skill(spec: StageSpec, inputs: StageInputs, home_dir: str) -> TrainedS
     home = Home(home_dir)
     directory = finished_dir(home, spec)
     known = _is_known(home, spec, inputs)
+    if not known:
+        _say_if_short_of_steps(spec, inputs)
     if not known and (name := deployment(TRAIN)):
         _train_elsewhere(name, home, spec, inputs)
     elif not known:
@@ -179,6 +190,12 @@ def _train_elsewhere(name: str, home: Home, spec: StageSpec, inputs: StageInputs
             "now; run the same command again"
         )
     _say_trained(home, spec)
+
+
+def _say_if_short_of_steps(spec: StageSpec, inputs: StageInputs) -> None:
+    assert inputs.data.train is not None
+    if said := short_of_steps(spec.training, inputs.data.train.rows):
+        say("train", spec.skill, said, "yellow")
 
 
 def _finished(directory: Path, spec: StageSpec) -> StageRecord | None:

@@ -5,6 +5,7 @@ import pytest
 from schemas.settings import RuntimeSettings, TrainingSettings
 from schemas.stage import StepMetrics
 from sdft.health import WINDOW, Finding, Health, artifact_share
+from sdft.schedule import short_of_steps
 
 SOUND = {
     "divergence": 0.5,
@@ -100,3 +101,13 @@ def test_a_curve_of_an_older_version_is_no_finding() -> None:
 def test_the_share_of_artifacts() -> None:
     texts = ["Based on the example, 4.", "  following the example: 4", "4", "It is based on the 4"]
     assert artifact_share(texts) == 0.5
+
+
+def test_a_stage_that_only_warms_up_is_short_of_steps() -> None:
+    training = TrainingSettings(epochs=2, prompts_per_step=8)
+    assert short_of_steps(training, 41) is None, "12 steps"
+    said = short_of_steps(training, 40)
+    assert said is not None and said.startswith("of its steps, 10, none comes after the warm-up")
+    assert "set more epochs, fewer prompts_per_step or fewer warmup_steps" in said
+    without = training.model_copy(update={"warmup_steps": 0})
+    assert short_of_steps(without, 1) is None

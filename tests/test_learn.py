@@ -401,9 +401,12 @@ def test_a_plan_reuses_only_what_the_verdicts_of_these_rules_let_in(place: Place
     from schemas.curriculum import load_curriculum
     from tasks.home import Home
 
-    def actions(skills: list[str], **changes: Any) -> list[str]:
+    def planned(skills: list[str], **changes: Any) -> Any:
         curriculum = load_curriculum(write_curriculum(place.folder, skills, **changes))
-        return [one.action for one in plan_curriculum(curriculum, Home(place.home)).stages]
+        return plan_curriculum(curriculum, Home(place.home))
+
+    def actions(skills: list[str], **changes: Any) -> list[str]:
+        return [one.action for one in planned(skills, **changes).stages]
 
     before = len(place.versions())
     skills = ["alpha", "beta"]
@@ -417,7 +420,31 @@ def test_a_plan_reuses_only_what_the_verdicts_of_these_rules_let_in(place: Place
     ]
     for change in other_rules:
         assert actions(skills, **change) == ["judged anew", "open"], change
+    [remark] = planned([*skills, "omega"]).remarks
+    assert remark.name == "omega"
+    assert remark.said.startswith("of its steps, 4, none comes after the warm-up")
     assert len(place.versions()) == before
+
+
+def test_a_plan_misses_a_gpu_only_where_something_is_to_be_trained(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.plan import plan_curriculum
+    from schemas.curriculum import load_curriculum
+    from tasks import placement
+    from tasks.home import Home
+
+    monkeypatch.setattr(placement, "devices", list)
+    monkeypatch.setattr(placement, "_asked", list)
+    place.learn(["alpha", "beta"])
+
+    def plan(skills: list[str]) -> Any:
+        file = write_curriculum(place.folder, skills, runtime={"device": "cuda"})
+        return plan_curriculum(load_curriculum(file), Home(place.home))
+
+    assert [one.action for one in plan(["alpha", "beta"]).stages] == ["reused"] * 2
+    with pytest.raises(BadInput, match="this machine has no CUDA device"):
+        plan(["alpha", "beta", "omega"])
 
 
 def test_a_stage_that_is_there_keeps_the_name_of_its_skill(place: Place) -> None:
@@ -596,16 +623,16 @@ def test_a_stage_learns_rows_again_of_skills_that_were_let_in(place: Place) -> N
 
     home, changes = Home(place.home), {"rehearsal": 0.5, "name": "rehearsing"}
 
-    def planned(**more: Any) -> list[tuple[str, int]]:
+    def planned(**more: Any) -> list[tuple[str, int, int]]:
         file = write_curriculum(place.folder, ["alpha", "beta"], **changes, **more)
         stages = plan_curriculum(load_curriculum(file), home).stages
-        return [(one.action, one.demonstrations) for one in stages]
+        return [(one.action, one.demonstrations, one.rehearsed) for one in stages]
 
     place.learn(["alpha", "beta"])
-    assert planned() == [("judged anew", 6), ("open", 9)]
+    assert planned() == [("judged anew", 6, 0), ("open", 6, 3)]
     learned = place.learn(["alpha", "beta"], **changes)
     assert learned.trained == ("beta",), "alpha comes first, with nothing to learn again"
-    assert planned() == [("reused", 6), ("reused", 9)]
+    assert planned() == [("reused", 6, 0), ("reused", 6, 3)]
     assert place.learn(["alpha", "beta"], **changes).trained == ()
 
     alpha, beta = read_lineage(home, "rehearsing@champion").stages
@@ -625,10 +652,12 @@ def test_a_stage_learns_rows_again_of_skills_that_were_let_in(place: Place) -> N
 
     strict = {"seed": 41, "gate": {"min_gain": 0.9, "max_forgetting": 1.0}}
     assert place.learn(["alpha", "beta"], **changes, **strict).trained == ("alpha", "beta")
-    assert planned(**strict) == [("reused", 6), ("reused", 6)], "alpha was refused"
+    assert planned(**strict) == [("reused", 6, 0), ("reused", 6, 0)], "alpha was refused"
 
 
-def test_a_stage_learns_anchors_beside_its_own_rows(place: Place) -> None:
+def test_a_stage_learns_anchors_beside_its_own_rows(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     from flows.plan import plan_curriculum
     from schemas.curriculum import load_curriculum
     from sdft.data import train_table
@@ -642,8 +671,12 @@ def test_a_stage_learns_anchors_beside_its_own_rows(place: Place) -> None:
     file = write_curriculum(place.folder, ["alpha"], **changes)
     home = Home(place.home)
     [planned] = plan_curriculum(load_curriculum(file), home).stages
-    assert (planned.demonstrations, planned.steps) == (9, 6)
+    assert (planned.demonstrations, planned.anchors, planned.steps) == (6, 3, 6)
+    capsys.readouterr()
     assert place.learn(["alpha"], **changes).trained == ("alpha",)
+    assert "of its steps, 6, none comes after the warm-up" in " ".join(
+        capsys.readouterr().out.split()
+    )
     assert place.learn(["alpha"], **changes).trained == ()
     [alpha] = read_lineage(home, "anchored@champion").stages
     assert (alpha.data.rows, alpha.data.rehearsed, alpha.data.anchors) == (9, {}, 3)

@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from schemas.base import BadInput
+from schemas.settings import RuntimeSettings
 from tasks import placement
 from tasks.children import run_child
+from tasks.elsewhere import TRAIN
 from tasks.placement import DEVICES, GIB, VISIBLE, Device, placed_on
+from tasks.training import check_place
 
 HOLD = """
 import os, sys, time
@@ -108,6 +111,20 @@ def test_nothing_is_held_for_a_cpu_or_where_there_is_no_gpu(
     with placed_on("auto", 1, None, "stage"):
         assert VISIBLE not in os.environ
     assert not (tmp_path / placement.FOLDER).exists()
+
+
+def test_a_gpu_that_is_not_here_is_missed_only_by_who_trains_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    on_gpu = RuntimeSettings(device="cuda")
+    check_place(on_gpu)
+    monkeypatch.delenv(DEVICES)
+    monkeypatch.setattr(placement, "_asked", list)
+    with pytest.raises(BadInput, match="this machine has no CUDA device; use 'auto' or 'cpu'"):
+        check_place(on_gpu)
+    check_place(RuntimeSettings())
+    monkeypatch.setenv(TRAIN, "train-skill/gpu")
+    check_place(on_gpu)
 
 
 def test_a_program_whose_flow_is_gone_still_has_its_gpu(
