@@ -148,6 +148,15 @@ class Curriculum(Contract):
         """The columns of the retention matrix: the skills in order, then the general suites."""
         return (*self.skills, *self.general)
 
+    def problem_with(self, skill: Skill) -> str | None:
+        """Why a skill cannot be learned beside what all stages learn; None where it can."""
+        if self.anchors is None or skill.training.method == "sdft":
+            return None
+        return (
+            f"anchors: the skill {skill.name} is learned by {skill.training.method}, which has no "
+            "teacher whose answers could be kept; use method sdft or leave anchors out"
+        )
+
     def under(self, folder: Path) -> Self:
         """The same curriculum with every relative path made absolute from `folder`."""
         base, watched = self.base_model, self.skills_from

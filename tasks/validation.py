@@ -60,11 +60,8 @@ def validate_anchors(curriculum: Curriculum, model: ModelDir, home_dir: str) -> 
     if curriculum.anchors is None:
         return None
     for skill in curriculum.skills:
-        if skill.training.method != "sdft":
-            raise BadInput(
-                f"anchors: the skill {skill.name} is learned by {skill.training.method}, which has "
-                "no teacher whose answers could be kept; use method sdft or leave anchors out"
-            )
+        if problem := curriculum.problem_with(skill):
+            raise BadInput(problem)
     home = Home(home_dir)
     return _Checker(home, model, curriculum).check_anchors(curriculum.anchors)
 

@@ -139,7 +139,10 @@ def _new(drop: Drop, curriculum: Curriculum, home: Home) -> tuple[Skill, str]:
     if name in {suite.name for suite in curriculum.suites}:
         raise BadInput("the curriculum has a skill or general suite of that name already")
     copy, folder = copy_of(drop, str(curriculum.skills_from), home)
-    return _skill(folder, name, curriculum), copy.content_hash
+    skill = _skill(folder, name, curriculum)
+    if problem := curriculum.problem_with(skill):
+        raise BadInput(problem)
+    return skill, copy.content_hash
 
 
 def _skill(folder: Path, name: str, curriculum: Curriculum) -> Skill:

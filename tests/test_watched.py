@@ -191,6 +191,19 @@ def test_a_bad_skill_file_is_said_and_the_others_are_taken(
     assert str(case.home.root) not in case.remarks()["bad"]
 
 
+def test_a_skill_without_a_teacher_is_said_where_there_are_anchors(case: Case) -> None:
+    """Those of the curriculum's file stop the run; from the folder the others are taken."""
+    by_sft = SKILL.replace("{epochs: 3}", "{method: sft}")
+    drop(case.drops, "bare", by_sft)
+    drop(case.drops, "good")
+    assert case.names() == ["bare", "good"]
+    with (case.folder / "curriculum.yaml").open("a") as file:
+        file.write("anchors: anchors.jsonl\n")
+    assert case.names() == ["good"]
+    said = "not taken: anchors: the skill bare is learned by sft, which has no teacher"
+    assert case.remarks()["bare"].startswith(said)
+
+
 def test_bad_names_links_and_taken_names_are_refused(case: Case, tmp_path: Path) -> None:
     drop(case.drops, "Bad Name")
     drop(case.drops, "sums")
