@@ -46,6 +46,13 @@ class Snapshot(Sealed):
     """By skill, the rows that it was learned from."""
     anchors_from: Annotated[AnchorsOrigin | None, Field(exclude_if=lambda one: one is None)] = None
 
+    @property
+    def made_from(self) -> set[str]:
+        """The hashes of the data that its rows are from, where they are from several sets."""
+        hashes = {one.data_hash for one in self.rehearsed_from.values()}
+        hashes |= {self.anchors_from.data_hash} if self.anchors_from else set()
+        return hashes | {self.own_hash} if self.own_hash else hashes
+
     def at(self, directory: Path) -> Self:
         """The same data in a copy of their directory."""
         file = directory / Path(self.file).name

@@ -56,7 +56,8 @@ def collect_alone(home: Home, older_than_s: float, remove: bool) -> list[Garbage
 def collect(home: Home, older_than_s: float, remove: bool) -> list[Garbage]:
     """Find what nothing reaches and nobody has touched for so long; with `remove`, remove it.
 
-    A registered version reaches its stage, its parent, its data and its scores; a held lease
+    A registered version reaches its stage, its parent, its data, with those that they were mixed
+    from, and its scores; a held lease
     reaches the stage that is being worked on. A finished stage that MLflow was away for stays, with
     its data, until it is brought there and registered. The checkpoints of a registered stage are
     reached by nothing: the stage is whole without them, and MLflow has their weights. Raises Away,
@@ -146,8 +147,11 @@ def _cells(home: Home, reached: _Reached) -> Iterator[tuple[str, Path]]:
 
 
 def _data(home: Home, reached: _Reached) -> Iterator[tuple[str, Path]]:
-    for path in _directories(home.data):
-        snapshot = _read(Snapshot, path / SNAPSHOT)
+    snapshots = {path: _read(Snapshot, path / SNAPSHOT) for path in _directories(home.data)}
+    for snapshot in snapshots.values():
+        if snapshot is not None and snapshot.data_hash in reached.data:
+            reached.data |= snapshot.made_from
+    for path, snapshot in snapshots.items():
         if path.name.startswith("refused-"):
             yield "a report on data that were refused", path
         elif snapshot is None or snapshot.data_hash not in reached.data:

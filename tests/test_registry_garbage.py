@@ -6,8 +6,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from conftest import train_rows
 from registry_home import RegistryHome, make_verdict
 
+from schemas.snapshot import AnchorsOrigin, Origin, SuiteData
 from schemas.stage import StageRecord
 from sdft.record import RECORD
 from tasks import garbage
@@ -27,6 +29,7 @@ from tasks.proof import prove
 from tasks.publishing import JudgedStage, publish_stages
 from tasks.stagefiles import WAITING
 from tasks.tracking import LOGGED, Away
+from tasks.validation import SNAPSHOT
 
 
 @pytest.fixture
@@ -43,6 +46,33 @@ def found(place: RegistryHome, remove: bool = False, age_s: float = 0.0) -> dict
 def test_nothing_that_a_version_rests_on_is_garbage(place: RegistryHome) -> None:
     assert found(place, remove=True) == {}
     assert prove(place.home, "demo").stages == 2
+
+
+def test_data_that_a_stages_data_were_mixed_from_are_no_garbage(place: RegistryHome) -> None:
+    """The skill's own rows, those that it learned again, and the anchors."""
+    again, asked = (
+        place.snapshot(name, f"{name}/train", train_rows(2, name)) for name in ("again", "asked")
+    )
+
+    def mixed(data: SuiteData) -> SuiteData:
+        own = data.train
+        assert own is not None
+        made = place.snapshot("mixed", own.name, train_rows(7, "mixed"))
+        asked_for = {"source": "", "quarantined": 0, "rules": 2, "rules_met": 2}
+        parts = {
+            "own_hash": own.data_hash,
+            "rehearsed_from": {"again": Origin(source="", data_hash=again.data_hash)},
+            "anchors_from": AnchorsOrigin.model_validate(
+                asked_for | {"data_hash": asked.data_hash}
+            ),
+        }
+        made = made.model_copy(update=parts).seal()
+        made.write(Path(made.directory) / SNAPSHOT)
+        return data.model_copy(update={"train": made})
+
+    place.snapshot("other", "other/train", train_rows(3, "other"))
+    place.register(place.grow("c", mix=mixed), None)
+    assert found(place) == {"data/other": "data that no version rests on"}
 
 
 def test_what_nothing_reaches_is_told_with_its_size_and_removed_on_demand(
