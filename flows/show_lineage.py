@@ -56,7 +56,7 @@ def _add_stage(tree: Tree, stage: LineageStage) -> None:
     node.add(f"scores    {scores}")
     for entry in stage.history:
         if entry.kind != "registered":
-            node.add(_line(entry))
+            node.add(_line(entry, stage.version))
 
 
 def _validated(rows: int, data_hash: str, facts: DataFacts | AnchorsOrigin) -> str:
@@ -68,9 +68,9 @@ def _validated(rows: int, data_hash: str, facts: DataFacts | AnchorsOrigin) -> s
     )
 
 
-def _line(entry: Entry) -> str:
+def _line(entry: Entry, version: str) -> str:
     style = STYLES.get(entry.kind, "")
-    word = f"verdict {entry.decision}" if entry.kind == "verdict" else entry.kind
+    word = f"verdict {entry.decision}" if entry.kind == "verdict" else entry.told_of(version)
     shown = f"[{style}]{word}[/]" if style else word
     reason = f": {escape(entry.reason)}" if entry.reason else ""
     return f"{shown} [dim]{entry.time[:19]} by {escape(entry.who)}[/dim]{reason}"

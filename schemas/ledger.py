@@ -50,6 +50,10 @@ class Entry(Draft, Sealed):
     code_version: str
     previous: str
 
+    def told_of(self, version: str) -> str:
+        """What happened to a version by this entry: a rollback puts one back and takes others."""
+        return "put back" if self.kind == "rolled back" and self.version == version else self.kind
+
 
 class Champion(Contract):
     """The state of a name's championship: the newest change and the version it put in place."""

@@ -65,7 +65,8 @@ class LineageStage(Contract):
     """By suite."""
     decision: str
     history: tuple[Entry, ...]
-    """The ledger's entries about this version."""
+    """The ledger's entries about this version, and rollbacks that took it away: those are about
+    the version that they put back."""
 
 
 class Lineage(Contract):

@@ -58,6 +58,24 @@ def withdrawn(entries: Sequence[Entry]) -> set[str]:
     return {one.version for one in entries if one.epoch is not None and one.version} - kept
 
 
+def history(entries: Sequence[Entry], version: str) -> tuple[Entry, ...]:
+    """One name's entries about a version, and the rollbacks that took it away."""
+    return tuple(
+        entry
+        for place, entry in enumerate(entries)
+        if entry.version == version or version in _taken_away(entries[: place + 1])
+    )
+
+
+def _taken_away(entries: Sequence[Entry]) -> set[str]:
+    """The champions that the last entry rolled back: the one before, and those between."""
+    *before, last = entries
+    if last.kind != "rolled back":
+        return set()
+    gone = {*champions(before)} - {*champions(entries)}
+    return gone | ({last.expected} if last.expected else set())
+
+
 def newest(entries: Iterable[Entry], version: str | None, *kinds: str) -> Entry | None:
     """The last entry of these kinds about a version."""
     found = [one for one in entries if one.version == version and one.kind in kinds]

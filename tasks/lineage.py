@@ -17,7 +17,7 @@ from schemas.ledger import Entry
 from schemas.lineage import DataFacts, Lineage, LineageDiff, LineageStage
 from schemas.snapshot import Snapshot
 from schemas.stage import StageRecord
-from sdft.chain import ancestry, newest
+from sdft.chain import ancestry, history, newest
 from sdft.compare import compare
 from sdft.record import RECORD
 from tasks.aliases import CHAMPION, wanted_aliases
@@ -117,7 +117,7 @@ def _stage(home: Home, entries: list[Entry], registered: Registered, number: int
             if name.startswith("eval/")
         },
         decision=(verdict and verdict.decision) or "none",
-        history=tuple(one for one in entries if one.version == version),
+        history=history(entries, version),
     )
 
 

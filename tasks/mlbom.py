@@ -105,9 +105,8 @@ def _model(lineage: Lineage, stage: LineageStage) -> Component:
         facts[f"ledger:{entry.seq}"] = canonical_json(entry.model_dump(mode="json"))
         if entry.kind not in ("registered", "verdict"):
             reason = f": {entry.reason}" if entry.reason else ""
-            facts[f"{entry.kind.replace(' ', '-')}:{entry.seq}"] = (
-                f"{entry.time} by {entry.who}{reason}"
-            )
+            event = entry.told_of(stage.version).replace(" ", "-")
+            facts[f"{event}:{entry.seq}"] = f"{entry.time} by {entry.who}{reason}"
     if stage.version == lineage.version:
         facts["aliases"] = ", ".join(lineage.aliases)
     return Component(

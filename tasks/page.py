@@ -67,10 +67,11 @@ def _decision(word: str) -> str:
     return DECISIONS.get(word, word)
 
 
-def _event(entry: Entry) -> str:
-    return (
-        f"verdict: {_decision(entry.decision or 'none')}" if entry.kind == "verdict" else entry.kind
-    )
+def _event(entry: Entry, version: str | None = None) -> str:
+    """What an entry says, of one version where it is given."""
+    if entry.kind == "verdict":
+        return f"verdict: {_decision(entry.decision or 'none')}"
+    return entry.kind if version is None else entry.told_of(version)
 
 
 def _web(value: str) -> bool:

@@ -12,7 +12,16 @@ from sqlalchemy.exc import DatabaseError
 
 from schemas.base import BadInput
 from schemas.ledger import Champion, Draft, Entry, Kind
-from sdft.chain import ancestry, champion, champions, first_break, let_in, skills_of, withdrawn
+from sdft.chain import (
+    ancestry,
+    champion,
+    champions,
+    first_break,
+    history,
+    let_in,
+    skills_of,
+    withdrawn,
+)
 from tasks.console import shown_address
 from tasks.home import Home
 from tasks.ledger import Ledger, Raced, who
@@ -144,6 +153,29 @@ def test_what_was_withdrawn(ledger: Ledger, changes: list[str], gone: set[str]) 
         draft = Draft(kind=kind, name="demo", version=change[1])
         ledger.append([draft], ledger.champion("demo"))
     assert withdrawn(ledger.entries("demo")) == gone
+
+
+@pytest.mark.parametrize(
+    ("changes", "version", "told"),
+    [
+        (["+1", "+2", "-1"], "2", ["promoted", "rolled back"]),
+        (["+1", "+2", "-1"], "1", ["promoted", "put back"]),
+        (["+1", "+2", "+3", "-1"], "2", ["promoted", "rolled back"]),
+        (["+1", "+2", "-1", "+2"], "2", ["promoted", "rolled back", "promoted"]),
+        (["+1", "+2", "-1", "-2"], "1", ["promoted", "put back", "rolled back"]),
+        (["+1", "+2"], "1", ["promoted"]),
+    ],
+)
+def test_the_history_of_a_version_has_what_took_it_away(
+    ledger: Ledger, changes: list[str], version: str, told: list[str]
+) -> None:
+    for change in changes:
+        kind = "promoted" if change[0] == "+" else "rolled back"
+        now = ledger.champion("demo")
+        draft = Draft(kind=kind, name="demo", version=change[1], expected=now.version)
+        ledger.append([draft], now)
+    entries = history(ledger.entries("demo"), version)
+    assert [one.told_of(version) for one in entries] == told
 
 
 def test_ancestry_follows_parents_not_numbers(ledger: Ledger) -> None:

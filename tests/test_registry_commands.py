@@ -147,6 +147,24 @@ def test_lineage_in_every_form(demo: RegistryHome, tmp_path: Path) -> None:
     assert len(events.read_text().splitlines()) == 4
 
 
+def test_a_version_that_was_rolled_back_says_so_in_every_form(
+    demo: RegistryHome, tmp_path: Path
+) -> None:
+    said("rollback", "demo")
+    below_1, _, below_2 = said("lineage", "demo/2").partition("2 b")
+    assert ["rolled back" in below_1, "put back" in below_1] == [False, True]
+    assert ["rolled back" in below_2, "put back" in below_2] == [True, False]
+    last = json.loads(said("lineage", "demo/2", "--as", "json"))["stages"][1]["history"][-1]
+    assert (last["kind"], last["version"], last["expected"]) == ("rolled back", "1", "2")
+    page = tmp_path / "page.html"
+    said("lineage", "demo/2", "--as", "page", "--out", str(page))
+    overview = page.read_text().partition("<h3>Stages</h3>")[0]
+    assert "<dt>Rolled back</dt>" in overview and "Put back" not in overview
+    bom = json.loads(said("lineage", "demo/2", "--as", "cyclonedx"))
+    told = {one["name"] for one in bom["metadata"]["component"]["properties"]}
+    assert any(name.startswith("sdft:rolled-back:") for name in told)
+
+
 def test_trace_and_diff(demo: RegistryHome) -> None:
     traces = json.loads(said("trace", "a", "--json"))
     assert [one["version"] for one in traces["found"]] == ["1", "2"]
