@@ -143,10 +143,25 @@ def run_file(run: Run, path: str) -> Path:
 
 
 def local_copy(uri: str) -> Path:
-    """An artifact in place where the store is a folder, otherwise downloaded until we end."""
+    """An artifact in place where the store is a folder, otherwise downloaded until we end.
+
+    Raises BadInput where another store does not have it: MLflow's server says that as it says that
+    the store is away.
+    """
     local = uri.startswith(("file:", "/"))
     target = None if local else tempfile.mkdtemp(dir=_downloads().name)
-    return Path(mlflow.artifacts.download_artifacts(uri, dst_path=target))
+    try:
+        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=target))
+    except MlflowException as error:
+        if _is_listed(uri):
+            raise
+        raise BadInput(f"{uri}: is not in MLflow's store of artifacts") from error
+
+
+def _is_listed(uri: str) -> bool:
+    folder, _, name = uri.rpartition("/")
+    listed = mlflow.artifacts.list_artifacts(artifact_uri=folder)
+    return name in {Path(one.path).name for one in listed}
 
 
 @functools.cache

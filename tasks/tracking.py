@@ -56,6 +56,9 @@ _UNANSWERED = re.compile(
 )
 """How MLflow's client says, of files each on a line, that there is no server or none behind its
 proxy."""
+_NOT_DOWNLOADED = "The following failures occurred while downloading one or more artifacts"
+"""How MLflow's client begins to tell what it could not bring; the reasons come last. That the store
+does not have it is no such error (`tasks.packages.local_copy`)."""
 _NOT_LET_IN = re.compile(r"error code 40[13]\b")
 """How MLflow's client says that the server wants another name or password."""
 
@@ -98,12 +101,14 @@ def told(error: Exception, uri: str) -> Away | NotLetIn | None:
             f"MLflow ({where}) does not let you in; set MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD"
         )
-    if not isinstance(error, MlflowException | requests.RequestException | OperationalError):
-        return None
-    if not _is_outage(error):
-        return None
-    why = f"{where}: {problem}" if (problem := _said_by_sqlite(error)) else where
-    return Away(f"MLflow does not answer ({why})")
+    known = isinstance(error, MlflowException | requests.RequestException | OperationalError)
+    if known and _is_outage(error):
+        why = f"{where}: {problem}" if (problem := _said_by_sqlite(error)) else where
+        return Away(f"MLflow does not answer ({why})")
+    if _is_of_store(error):
+        said = str(error).splitlines()[-1]
+        return Away(f"MLflow's store of artifacts ({where}) does not give what it has: {said}")
+    return None
 
 
 def _is_refusal(error: Exception) -> bool:
@@ -122,6 +127,12 @@ def _is_outage(error: Exception) -> bool:
         or _UNANSWERED.search(str(error)) is not None
         or isinstance(error.__context__, requests.RequestException)
     )
+
+
+def _is_of_store(error: Exception) -> bool:
+    """Whether the store behind MLflow failed, asked through MLflow's server or by us directly."""
+    of_client = isinstance(error, MlflowException) and str(error).startswith(_NOT_DOWNLOADED)
+    return of_client or type(error).__module__.startswith("botocore.")
 
 
 def _said_by_sqlite(error: BaseException | None) -> str | None:

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from botocore.exceptions import BotoCoreError
+from mlflow.entities import FileInfo
+from mlflow.exceptions import MlflowException
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from registry_home import RegistryHome, make_verdict
 
@@ -21,6 +24,7 @@ from tasks.packages import Manifest, local_copy, package_uri, run_file
 from tasks.promotion import rollback
 from tasks.proof import Lie, prove
 from tasks.tracing import trace
+from tasks.tracking import Away, told
 
 pytestmark = pytest.mark.slow
 
@@ -183,6 +187,45 @@ def test_what_is_gone_is_a_lie_too(tmp_path: Path) -> None:
     run_file(place.client.get_run(run_id), "record.json").unlink()
     with pytest.raises(Lie, match=r"record\.json"):
         prove(place.home, "demo")
+
+
+@pytest.mark.parametrize(("there", "kind"), [("model", Away), ("another", Lie)])
+def test_a_store_that_does_not_give_what_it_has_is_no_lie(
+    demo: RegistryHome, monkeypatch: pytest.MonkeyPatch, there: str, kind: type[Exception]
+) -> None:
+    """Whether it has it is another question, which it answers by its list."""
+    said = "The following failures occurred while downloading one or more artifacts from s3://b:"
+
+    def fails(*_: object, **__: object) -> None:
+        raise MlflowException(f"{said}\n##### File model #####\n503 Server Error: Slow Down")
+
+    monkeypatch.setattr("tasks.packages.package_uri", lambda *_: "s3://b/1/model")
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", fails)
+    listed = [FileInfo(f"1/{there}", is_dir=True, file_size=None)]
+    monkeypatch.setattr("mlflow.artifacts.list_artifacts", lambda artifact_uri: listed)
+    with pytest.raises(kind) as caught:
+        prove(demo.home, "demo")
+    expected = {
+        Away: "does not give what it has: 503 Server Error: Slow Down",
+        Lie: "s3://b/1/model: is not in MLflow's store of artifacts",
+    }
+    assert str(caught.value).endswith(expected[kind])
+
+
+def test_a_store_that_cannot_be_asked_is_no_lie(
+    demo: RegistryHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is asked without a server between fails with errors of its own."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("tasks.packages.package_uri", lambda *_: "s3://b/1/model")
+    with pytest.raises(BotoCoreError) as caught:
+        prove(demo.home, "demo")
+    said = told(caught.value, demo.home.tracking_uri)
+    assert isinstance(said, Away), "so the command line says it"
+    assert "does not give what it has: Could not connect" in str(said)
 
 
 def test_a_ledger_cut_short_is_found_by_the_registry(tmp_path: Path) -> None:
