@@ -27,7 +27,7 @@ from tasks.rehearsal import with_rehearsal
 from tasks.reporting import Report, report_run
 from tasks.stagefiles import StageInputs
 from tasks.training import stage_spec, train_skill
-from tasks.validation import validate_anchors, validate_suite
+from tasks.validation import validate_data
 from tasks.watched import record_order, watch_skills
 
 
@@ -66,10 +66,8 @@ class Prepared(Contract):
 def prepare(curriculum: Curriculum, home_dir: str) -> Prepared:
     """Check the base model and every row of data before any work is spent."""
     base = resolve_base_model(curriculum.base_model, home_dir)
-    data = {
-        suite.name: validate_suite(suite, curriculum, base, home_dir) for suite in curriculum.suites
-    }
-    return Prepared(base=base, data=data, anchors=validate_anchors(curriculum, base, home_dir))
+    validated = validate_data(curriculum, base, home_dir)
+    return Prepared(base=base, data=validated.data, anchors=validated.anchors)
 
 
 @flow(name="learn")

@@ -6,12 +6,13 @@ Docs page. A set that does not leaves a quarantine file with a reason a row.
 
 import importlib.metadata
 import shutil
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from prefect import task
 
-from schemas.base import BadInput
+from schemas.base import BadInput, Contract
 from schemas.curriculum import Curriculum, DataSource, Skill, Suite
 from schemas.digest import digest_json
 from schemas.expectations import (
@@ -33,54 +34,65 @@ from tasks.violations import message_of, run_expectations, write_quarantine
 ROWS, SNAPSHOT = "rows.parquet", "snapshot.json"
 
 
-@task
-def validate_suite(
-    suite: Suite, curriculum: Curriculum, model: ModelDir, home_dir: str
-) -> SuiteData:
-    """Check a skill's or general suite's data; raises BadInput with the rows and rules broken."""
-    home = Home(home_dir)
-    checker = _Checker(home, model, curriculum)
-    eval_rows = read_rows(suite.eval, "eval", home.cache)
-    items = checker.check_eval(suite, eval_rows)
-    if not isinstance(suite, Skill):
-        return SuiteData(eval=items, train=None)
-    asked = [] if suite.allow_overlap else eval_rows
-    for other in curriculum.suites:
-        if other.name != suite.name:
-            asked = [*asked, *read_rows(other.eval, "eval", home.cache)]
-    return SuiteData(eval=items, train=checker.check_train(suite, asked))
+class Validated(Contract):
+    """The data of a curriculum, which have passed their checks."""
+
+    data: dict[str, SuiteData]
+    """By skill or general suite."""
+    anchors: Snapshot | None
 
 
 @task
-def validate_anchors(curriculum: Curriculum, model: ModelDir, home_dir: str) -> Snapshot | None:
-    """Check the prompts that stages are to answer as before; None where there are none.
-
-    Raises BadInput with the rows and rules broken, and for a skill whose method has no teacher.
-    """
-    if curriculum.anchors is None:
-        return None
-    for skill in curriculum.skills:
-        if problem := curriculum.problem_with(skill):
-            raise BadInput(problem)
-    home = Home(home_dir)
-    return _Checker(home, model, curriculum).check_anchors(curriculum.anchors)
+def validate_data(curriculum: Curriculum, model: ModelDir, home_dir: str) -> Validated:
+    """Check all data of a curriculum; raises BadInput with the rows and rules broken."""
+    checker = Checker(curriculum, model, Home(home_dir))
+    data = {suite.name: checker.check(suite) for suite in curriculum.suites}
+    return Validated(data=data, anchors=checker.check_anchors())
 
 
-class _Checker:
-    def __init__(self, home: Home, model: ModelDir, curriculum: Curriculum) -> None:
-        self.home, self.model, self.curriculum = home, model, curriculum
-        self._facts: Any = None
+class Checker:
+    """Checks the data of one curriculum. Evaluation items are read once: all demonstrations are
+    held against all of them."""
 
-    @property
+    def __init__(self, curriculum: Curriculum, model: ModelDir, home: Home) -> None:
+        self.curriculum, self.model, self.home = curriculum, model, home
+
+    @cached_property
+    def items(self) -> dict[str, list[Row]]:
+        """Of each suite."""
+        suites, cache = self.curriculum.suites, self.home.cache
+        return {suite.name: read_rows(suite.eval, "eval", cache) for suite in suites}
+
+    @cached_property
     def facts(self) -> Any:
         """Made when first needed: importing the tokenizer's library costs more than a second."""
-        if self._facts is None:
-            from sdft.facts import FactMaker
+        from sdft.facts import FactMaker
 
-            self._facts = FactMaker(Path(self.model.path))
-        return self._facts
+        return FactMaker(Path(self.model.path))
 
-    def check_eval(self, suite: Suite, rows: list[Row]) -> Snapshot:
+    def check(self, suite: Suite) -> SuiteData:
+        """The data of a skill or general suite; raises BadInput with the rows and rules broken."""
+        items = self._check_eval(suite, self.items[suite.name])
+        if not isinstance(suite, Skill):
+            return SuiteData(eval=items, train=None)
+        own = [] if suite.allow_overlap else self.items[suite.name]
+        others = [rows for name, rows in self.items.items() if name != suite.name]
+        asked = [row for rows in (own, *others) for row in rows]
+        return SuiteData(eval=items, train=self._check_train(suite, asked))
+
+    def check_anchors(self) -> Snapshot | None:
+        """The prompts that stages are to answer as before; None where there are none.
+
+        Raises BadInput with the rows and rules broken, and for a skill whose method has no teacher.
+        """
+        if self.curriculum.anchors is None:
+            return None
+        for skill in self.curriculum.skills:
+            if problem := self.curriculum.problem_with(skill):
+                raise BadInput(problem)
+        return self._check_anchors(self.curriculum.anchors)
+
+    def _check_eval(self, suite: Suite, rows: list[Row]) -> Snapshot:
         limits = self.curriculum.evaluation.max_new_tokens
 
         def suite_and_facts() -> tuple[list[Expectation], list[Row]]:
@@ -91,7 +103,7 @@ class _Checker:
         inputs = {"kind": "eval", "rows": rows, "scorer": suite.scorer, "limits": limits}
         return self._check(f"{suite.name}/eval", suite.eval, rows, inputs, suite_and_facts)
 
-    def check_train(self, skill: Skill, asked: list[Row]) -> Snapshot:
+    def _check_train(self, skill: Skill, asked: list[Row]) -> Snapshot:
         rows = read_rows(skill.train, "train", self.home.cache)
         training = skill.training
         template = training.teacher_template if training.method == "sdft" else None
@@ -110,10 +122,10 @@ class _Checker:
         }
         return self._check(f"{skill.name}/train", skill.train, rows, inputs, suite_and_facts)
 
-    def check_anchors(self, source: DataSource) -> Snapshot:
-        rows = read_rows(source, "anchors", self.home.cache)
-        skills, suites, cache = self.curriculum.skills, self.curriculum.suites, self.home.cache
-        asked = [row for one in suites for row in read_rows(one.eval, "eval", cache)]
+    def _check_anchors(self, source: DataSource) -> Snapshot:
+        skills, cache = self.curriculum.skills, self.home.cache
+        rows = read_rows(source, "anchors", cache)
+        asked = [row for items in self.items.values() for row in items]
         taught = [row for one in skills for row in read_rows(one.train, "train", cache)]
         trainings = [one.training for one in skills]
 

@@ -9,10 +9,13 @@ import pytest
 from conftest import eval_rows, save_tiny_model, train_rows, write_jsonl
 
 from schemas.base import BadInput
-from schemas.curriculum import Curriculum
+from schemas.curriculum import Curriculum, DataSource
 from schemas.snapshot import Snapshot, SuiteData
+from sdft.data import Row, read_rows
+from tasks import validation
 from tasks.basemodel import ModelDir, describe_model, resolve_base_model
-from tasks.validation import validate_anchors, validate_suite
+from tasks.home import Home
+from tasks.validation import Checker, validate_data
 
 
 def check(
@@ -38,8 +41,8 @@ def check(
         "evaluation": {"max_new_tokens": 60},
     }
     curriculum = Curriculum.model_validate(content | changes)
-    model = describe_model(model_dir)
-    return validate_suite.fn(curriculum.skills[0], curriculum, model, str(folder / "home"))
+    checker = Checker(curriculum, describe_model(model_dir), Home(folder / "home"))
+    return checker.check(curriculum.skills[0])
 
 
 def altered(**change: object) -> list[dict]:
@@ -162,8 +165,7 @@ def check_anchors(
         "anchors": str(write_jsonl(folder / "anchors.jsonl", rows)),
     }
     curriculum = Curriculum.model_validate(content | changes)
-    home = str(folder / "home")
-    return validate_anchors.fn(curriculum, describe_model(model_dir), home)
+    return Checker(curriculum, describe_model(model_dir), Home(folder / "home")).check_anchors()
 
 
 def anchors_with(**change: object) -> list[dict]:
@@ -199,6 +201,34 @@ def test_bad_anchors_are_named(change: dict, message: str, tiny_dir: Path, tmp_p
 def test_anchors_need_a_teacher_in_every_stage(tiny_dir: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="the skill beta is learned by sft, which has no teacher"):
         check_anchors(tmp_path, tiny_dir, anchors_with(), method="sft")
+
+
+def test_the_items_of_each_suite_are_read_once(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files: list[str] = []
+
+    def counted(source: DataSource, kind: str, cache: Path) -> list[Row]:
+        files.append(Path(source.path).name)
+        return read_rows(source, kind, cache)
+
+    skills = [
+        {
+            "name": name,
+            "train": str(write_jsonl(tmp_path / f"{name}-train.jsonl", train_rows(3, name))),
+            "eval": str(write_jsonl(tmp_path / f"{name}-eval.jsonl", eval_rows(3, name))),
+        }
+        for name in ("a", "b", "c")
+    ]
+    content = {"name": "demo", "base_model": str(tiny_dir), "skills": skills}
+    content["training"] = {"max_new_tokens": 60}
+    content["evaluation"] = {"max_new_tokens": 60}
+    content["anchors"] = str(write_jsonl(tmp_path / "anchors.jsonl", anchors_with()))
+    monkeypatch.setattr(validation, "read_rows", counted)
+    curriculum, model = Curriculum.model_validate(content), describe_model(tiny_dir)
+    found = validate_data.fn(curriculum, model, str(tmp_path / "home"))
+    assert found.data.keys() == {"a", "b", "c"} and found.anchors is not None
+    assert sorted(one for one in files if "eval" in one) == [f"{n}-eval.jsonl" for n in "abc"]
 
 
 def test_a_snapshot_is_reused_and_an_altered_one_made_again(tiny_dir: Path, tmp_path: Path) -> None:
