@@ -15,6 +15,8 @@ _COMMON = ["row", "id", "prompt", "roles", "student_tokens"]
 TRAIN_FACTS = [*_COMMON, "response", "response_tokens", "teacher_tokens", "in_eval", "context_ok"]
 ANCHOR_FACTS = [*_COMMON, "in_eval", "in_train"]
 EVAL_FACTS = [*_COMMON, "references", "reference_problem", "choices_ok"]
+TELLS_WHY = "reference_problem"
+"""The fact that says in words what is wrong; empty where nothing is."""
 
 
 class Expectation(Contract):
@@ -51,7 +53,7 @@ def eval_suite(prompt_limit: int) -> list[Expectation]:
     return [
         *_common_suite(EVAL_FACTS, prompt_limit),
         _not_null("references", "references is a text or a list of texts"),
-        _one_of("reference_problem", [""], "the scorer can use every reference"),
+        _one_of(TELLS_WHY, [""], "the scorer can use every reference"),
         _one_of("choices_ok", [True], "choices is a list of texts or null"),
     ]
 

@@ -14,6 +14,9 @@ from sdft.model import max_positions, render
 from sdft.pretrained import open_config, open_tokenizer
 from sdft.scorers import reference_problem
 
+SHOWN = 40
+"""Characters of a reference that cannot be used."""
+
 
 class FactMaker:
     """Facts of rows under one model's tokenizer, chat template and length."""
@@ -68,7 +71,7 @@ class FactMaker:
         facts = []
         for number, row in enumerate(rows, 1):
             references = as_references(row["references"])
-            problems = [reference_problem(scorer, one) for one in references or []]
+            problems = [_told(one, reference_problem(scorer, one)) for one in references or []]
             facts.append(
                 {
                     **self._common(number, row),
@@ -97,6 +100,11 @@ class FactMaker:
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
+
+
+def _told(reference: str, problem: str | None) -> str:
+    shown = reference if len(reference) <= SHOWN else f"{reference[:SHOWN]}..."
+    return f"{shown!r} {problem}" if problem else ""
 
 
 def _prompt_key(row: Row) -> str:

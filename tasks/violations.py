@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from schemas.base import BadInput, Contract, write_atomically
-from schemas.expectations import Expectation
+from schemas.expectations import TELLS_WHY, Expectation
 from sdft.data import Row, row_id, write_table
 
 SHOWN_ROWS = 8
@@ -19,6 +19,8 @@ class Violation(Contract):
 
     rule: str
     rows: tuple[int, ...]
+    why: dict[int, str] = {}
+    """By row, where more is known than the rule."""
 
 
 def run_expectations(
@@ -64,16 +66,18 @@ def run_expectations(
     write_atomically(directory / RESULT, json.dumps(document, indent=1))
     page = DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(result))
     write_atomically(directory / "docs.html", page)
-    return [
-        Violation(
-            rule=one["expectation_config"]["meta"]["rule"],
-            rows=tuple(
-                int(place["row"]) for place in one["result"].get("unexpected_index_list") or ()
-            ),
-        )
-        for one in document["results"]
-        if not one["success"]
-    ]
+    return [_violation(one) for one in document["results"] if not one["success"]]
+
+
+def _violation(result: Any) -> Violation:
+    config = result["expectation_config"]
+    places = result["result"].get("unexpected_index_list") or ()
+    tells = config["kwargs"].get("column") == TELLS_WHY
+    return Violation(
+        rule=config["meta"]["rule"],
+        rows=tuple(int(place["row"]) for place in places),
+        why={int(place["row"]): place[TELLS_WHY] for place in places} if tells else {},
+    )
 
 
 def rules_checked(directory: Path) -> tuple[int, int]:
@@ -93,7 +97,8 @@ def write_quarantine(rows: list[Row], violations: list[Violation], path: Path) -
     reasons: dict[int, list[str]] = {}
     for violation in violations:
         for row in violation.rows:
-            reasons.setdefault(row, []).append(violation.rule)
+            why = f": {violation.why[row]}" if row in violation.why else ""
+            reasons.setdefault(row, []).append(f"{violation.rule}{why}")
     table = [
         {
             "row": number,
@@ -109,7 +114,10 @@ def write_quarantine(rows: list[Row], violations: list[Violation], path: Path) -
 def message_of(source: str, violations: list[Violation], directory: Path) -> str:
     lines = [f"{source}: {len(violations)} rules are broken"]
     for violation in violations:
-        shown = ", ".join(map(str, violation.rows[:SHOWN_ROWS]))
+        shown = ", ".join(
+            f"{row} ({violation.why[row]})" if row in violation.why else str(row)
+            for row in violation.rows[:SHOWN_ROWS]
+        )
         more = len(violation.rows) - SHOWN_ROWS
         where = f" in row {shown}" if violation.rows else ""
         where += f" and {more} more" if more > 0 else ""

@@ -92,9 +92,21 @@ def test_bad_rows_are_named_with_row_and_rule(name: str, tiny_dir: Path, tmp_pat
     ("item", "scorer", "message"),
     [
         ({"references": []}, "exact_match", "references is a text or a list.*row 2"),
-        ({"references": ["("]}, "regex", "the scorer can use every reference.*row 2"),
-        ({"references": ["weather"]}, "tool_call", "the scorer can use every reference"),
-        ({"references": [" "]}, "exact_match", "the scorer can use every reference.*row 2"),
+        (
+            {"references": ["a", "("]},
+            "regex",
+            r"can use every reference: not so in row 2 \('\(' is no regular expression: missing \)",
+        ),
+        (
+            {"references": ["weather"]},
+            "tool_call",
+            r"can use every reference: not so in row 1 .*, 2 \('weather' holds no JSON object\)",
+        ),
+        (
+            {"references": [" "]},
+            "exact_match",
+            r"can use every reference: not so in row 2 \(' ' is blank\)",
+        ),
         ({"choices": 3}, "exact_match", "choices is a list of texts or null.*row 2"),
         ({"prompt": ""}, "exact_match", "prompt is not blank.*row 2"),
     ],
@@ -118,6 +130,16 @@ def test_continue_learns_from_the_good_rows_and_keeps_the_bad_ones(
     assert bad["row"] == 3
     assert bad["reasons"] == ["response is not blank"]
     assert json.loads(bad["content"])["id"] == "alpha-2"
+
+
+def test_the_quarantine_says_why_a_reference_is_of_no_use(tiny_dir: Path, tmp_path: Path) -> None:
+    items = eval_rows(3)
+    items[1]["references"] = ["(" * 50]
+    data = check(tmp_path, tiny_dir, train_rows(3), items, scorer="regex", on_invalid="continue")
+    [bad] = pq.read_table(Path(data.eval.directory) / "quarantine.parquet").to_pylist()
+    [reason] = bad["reasons"]
+    said = f"the scorer can use every reference: '{'(' * 40}...' is no regular expression"
+    assert reason.startswith(said)
 
 
 def test_overlap_is_allowed_only_where_it_is_said(tiny_dir: Path, tmp_path: Path) -> None:
