@@ -63,15 +63,14 @@ def history(entries: Sequence[Entry], version: str) -> tuple[Entry, ...]:
     return tuple(
         entry
         for place, entry in enumerate(entries)
-        if entry.version == version or version in _taken_away(entries[: place + 1])
+        if entry.version == version
+        or (entry.kind == "rolled back" and version in _taken_away(entries[: place + 1]))
     )
 
 
 def _taken_away(entries: Sequence[Entry]) -> set[str]:
-    """The champions that the last entry rolled back: the one before, and those between."""
+    """The champions that the last entry, a rollback, took away, with those in between."""
     *before, last = entries
-    if last.kind != "rolled back":
-        return set()
     gone = {*champions(before)} - {*champions(entries)}
     return gone | ({last.expected} if last.expected else set())
 

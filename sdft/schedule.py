@@ -18,8 +18,8 @@ def short_of_steps(settings: TrainingSettings, rows: int) -> str | None:
     if steps > warmup:
         return None
     return (
-        f"of its steps, {steps}, none comes after the warm-up (training.warmup_steps {warmup}), so "
-        "it learns little; set more epochs, fewer prompts_per_step or fewer warmup_steps"
+        f"{steps} steps, none of them after the warm-up (training.warmup_steps {warmup}), so it "
+        "learns little; set more epochs, fewer prompts_per_step or fewer warmup_steps"
     )
 
 

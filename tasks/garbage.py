@@ -57,11 +57,10 @@ def collect(home: Home, older_than_s: float, remove: bool) -> list[Garbage]:
     """Find what nothing reaches and nobody has touched for so long; with `remove`, remove it.
 
     A registered version reaches its stage, its parent, its data, with those that they were mixed
-    from, and its scores; a held lease
-    reaches the stage that is being worked on. A finished stage that MLflow was away for stays, with
-    its data, until it is brought there and registered. The checkpoints of a registered stage are
-    reached by nothing: the stage is whole without them, and MLflow has their weights. Raises Away,
-    with nothing removed, where MLflow cannot be asked.
+    from, and its scores; a held lease reaches the stage that is being worked on. A finished stage
+    that MLflow was away for stays, with its data, until it is brought there and registered. The
+    checkpoints of a registered stage are reached by nothing: the stage is whole without them, and
+    MLflow has their weights. Raises Away, with nothing removed, where MLflow cannot be asked.
     """
     before = time.time() - older_than_s
     found: list[Garbage] = []

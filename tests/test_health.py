@@ -107,7 +107,7 @@ def test_a_stage_that_only_warms_up_is_short_of_steps() -> None:
     training = TrainingSettings(epochs=2, prompts_per_step=8)
     assert short_of_steps(training, 41) is None, "12 steps"
     said = short_of_steps(training, 40)
-    assert said is not None and said.startswith("of its steps, 10, none comes after the warm-up")
+    assert said is not None and said.startswith("10 steps, none of them after the warm-up")
     assert "set more epochs, fewer prompts_per_step or fewer warmup_steps" in said
     without = training.model_copy(update={"warmup_steps": 0})
     assert short_of_steps(without, 1) is None

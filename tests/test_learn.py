@@ -422,7 +422,7 @@ def test_a_plan_reuses_only_what_the_verdicts_of_these_rules_let_in(place: Place
         assert actions(skills, **change) == ["judged anew", "open"], change
     [remark] = planned([*skills, "omega"]).remarks
     assert remark.name == "omega"
-    assert remark.said.startswith("of its steps, 4, none comes after the warm-up")
+    assert remark.said.startswith("4 steps, none of them after the warm-up")
     assert len(place.versions()) == before
 
 
@@ -674,9 +674,7 @@ def test_a_stage_learns_anchors_beside_its_own_rows(
     assert (planned.demonstrations, planned.anchors, planned.steps) == (6, 3, 6)
     capsys.readouterr()
     assert place.learn(["alpha"], **changes).trained == ("alpha",)
-    assert "of its steps, 6, none comes after the warm-up" in " ".join(
-        capsys.readouterr().out.split()
-    )
+    assert "6 steps, none of them after the warm-up" in " ".join(capsys.readouterr().out.split())
     assert place.learn(["alpha"], **changes).trained == ()
     [alpha] = read_lineage(home, "anchored@champion").stages
     assert (alpha.data.rows, alpha.data.rehearsed, alpha.data.anchors) == (9, {}, 3)
