@@ -13,9 +13,11 @@ from collections.abc import Callable
 
 import httpx
 
+from schemas.base import BadInput
 from schemas.digest import canonical_json, digest_text
 from schemas.ledger import Entry
 from tasks.console import say
+from tasks.failures import RunFailed
 from tasks.home import WEBHOOK_SECRET, WEBHOOK_URL, Home
 from tasks.ledger import Ledger
 
@@ -46,7 +48,7 @@ def _send(ledger: Ledger, name: str, consumer: str, send: Callable[[Entry], obje
         if entry.kind in SENT_KINDS:
             try:
                 send(entry)
-            except (httpx.HTTPError, httpx.InvalidURL) as error:
+            except (httpx.HTTPError, httpx.InvalidURL, BadInput, RunFailed) as error:
                 said = f"{consumer} did not take entry {entry.seq} ({_why(error)})"
                 say("events", name, f"{said}; sdft reconcile sends it again", "yellow")
                 return
@@ -57,6 +59,8 @@ def _why(error: Exception) -> str:
     """What went wrong, without the address: it may hold a secret."""
     if isinstance(error, httpx.HTTPStatusError):
         return f"it answered {error.response.status_code}"
+    if isinstance(error, BadInput | RunFailed):
+        return str(error)
     return type(error).__name__
 
 
@@ -86,6 +90,8 @@ def _emit(entry: Entry) -> None:
     from prefect.client.orchestration import get_client
     from prefect.events import Event, Resource
 
+    from tasks.orchestration import reaching_prefect
+
     event = Event(
         id=uuid.uuid5(uuid.NAMESPACE_OID, entry.hash),
         event=event_name(entry),
@@ -98,5 +104,5 @@ def _emit(entry: Entry) -> None:
         ),
         payload=entry.model_dump(),
     )
-    with get_client(sync_client=True) as client:
+    with reaching_prefect(), get_client(sync_client=True) as client:
         client.request("POST", "/events", json=[event.model_dump(mode="json")])

@@ -15,8 +15,9 @@ from tasks.console import shown_address
 from tasks.failures import RunFailed
 from tasks.home import Home
 
-_UNREACHED = "Failed to reach API"
-"""How Prefect's client says so where it has not reached its server yet."""
+_UNREACHED = ("Failed to reach API", "Timed out while attempting to connect")
+"""How Prefect's client says so of a server that it has not reached yet, and of its own temporary
+one."""
 
 
 class PrefectAway(RunFailed):

@@ -121,6 +121,38 @@ def test_nobody_there_is_said_and_not_an_error(
     assert "did not take entry 1" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("api", ["http://127.0.0.1:9/api", None])
+def test_prefect_away_is_said_and_not_an_error(
+    api: str | None,
+    home: Home,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Nobody at its address, or its own temporary server that does not come up in time."""
+    from prefect.settings import (
+        PREFECT_API_URL,
+        PREFECT_CLIENT_MAX_RETRIES,
+        PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
+        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
+        temporary_settings,
+    )
+
+    monkeypatch.delenv("SDFT_WEBHOOK_URL", raising=False)
+    monkeypatch.setenv("PREFECT_API_URL", api or "unknown to settings that were read before")
+    settings = {
+        PREFECT_API_URL: api,
+        PREFECT_CLIENT_MAX_RETRIES: 0,
+        PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: True,
+        PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 0,
+    }
+    write(home, "promoted", "1")
+    with temporary_settings(settings):
+        deliver(home, "demo")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "prefect did not take entry 1 (Prefect's server does not answer" in said
+    assert Ledger(home).cursor("prefect", "demo") == 0
+
+
 def test_a_webhook_without_a_secret_is_refused_before_any_work(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
