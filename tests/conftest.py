@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers or datasets are imported
 os.environ["PREFECT_LOGGING_LEVEL"] = "CRITICAL"  # before Prefect is, here or in a fork server
+os.environ["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "120"  # as in a home; 20 are few
 
 import pytest
 import torch

@@ -129,6 +129,7 @@ def test_prefect_away_is_said_and_not_an_error(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Nobody at its address, or its own temporary server that does not come up in time."""
+    from prefect.server.api.server import SubprocessASGIServer
     from prefect.settings import (
         PREFECT_API_URL,
         PREFECT_CLIENT_MAX_RETRIES,
@@ -148,6 +149,7 @@ def test_prefect_away_is_said_and_not_an_error(
     write(home, "promoted", "1")
     with temporary_settings(settings):
         deliver(home, "demo")
+    SubprocessASGIServer().stop()  # which it would do at exit, but for processes of xdist
     said = " ".join(capsys.readouterr().out.split())
     assert "prefect did not take entry 1 (Prefect's server does not answer" in said
     assert Ledger(home).cursor("prefect", "demo") == 0
