@@ -20,7 +20,7 @@ from tasks.ledger import Ledger
 from tasks.tracking import all_versions
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
-ROUNDS = 10
+ROUNDS = 4
 
 
 @pytest.fixture
