@@ -3,6 +3,7 @@
 # faults mostly wait for clocks and disks, so there are more of them, which take work from each other.
 PYTHON ?= python3
 BIN := .venv/bin
+FAULTS ?= faults
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: setup run run-smollm2 test test-fast test-faults test-stack lint bench clean
@@ -21,13 +22,13 @@ run-smollm2: setup
 	$(BIN)/sdft learn examples/smollm2/curriculum.yaml
 
 test: setup
-	$(PYTEST) -n 2 -m 'not faults and not stack'
+	$(PYTEST) -n 2 --dist worksteal -m 'not faults and not stack'
 
 test-fast: setup
 	$(PYTEST) -n 2 -m 'not slow'
 
 test-faults: setup
-	$(PYTEST) -n 3 --dist worksteal tests/faults
+	$(PYTEST) -n 3 --dist worksteal -m '$(FAULTS)' tests/faults
 
 test-stack: setup
 	$(PYTEST) -m stack
