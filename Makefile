@@ -22,7 +22,7 @@ run-smollm2: setup
 	$(BIN)/sdft learn examples/smollm2/curriculum.yaml
 
 test: setup
-	$(PYTEST) -n 2 --dist worksteal -m 'not faults and not stack'
+	$(PYTEST) -n 2 -m 'not faults and not stack'
 
 test-fast: setup
 	$(PYTEST) -n 2 -m 'not slow'
@@ -31,7 +31,7 @@ test-faults: setup
 	$(PYTEST) -n 3 --dist worksteal -m '$(FAULTS)' tests/faults
 
 test-stack: setup
-	$(PYTEST) -m stack
+	$(PYTEST) -n 2 --dist loadfile -m stack
 
 lint: setup
 	$(BIN)/ruff check .
