@@ -105,7 +105,9 @@ def undisturbed(prefect_server: Any, tmp_path_factory: pytest.TempPathFactory) -
     return place.hashes()
 
 
-@pytest.mark.parametrize("chain", ["flow", "both", pytest.param("trainer", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "chain", ["flow", *(pytest.param(one, marks=pytest.mark.long) for one in ("both", "trainer"))]
+)
 def test_whatever_is_killed_the_same_command_goes_on(
     undisturbed: dict[str, str],
     tmp_path: Path,
