@@ -51,8 +51,10 @@ def validate_data(curriculum: Curriculum, model: ModelDir, home_dir: str) -> Val
 
 
 class Checker:
-    """Checks the data of one curriculum. Evaluation items are read once: all demonstrations are
-    held against all of them."""
+    """Checks the data of one curriculum.
+
+    Evaluation items are read once: all demonstrations are held against all of them.
+    """
 
     def __init__(self, curriculum: Curriculum, model: ModelDir, home: Home) -> None:
         self.curriculum, self.model, self.home = curriculum, model, home
