@@ -114,14 +114,17 @@ def _learn(curriculum_file: Path, home: Path) -> None:
     _, opened = open_curriculum(curriculum_file, home)
     from prefect import tags
 
-    from flows.learn import learn as learn_flow
-    from flows.show import show_learned
-    from tasks.orchestration import PrefectAway, reaching_prefect, start_own_prefect
-    from tasks.tracking import Away
+    from tasks.orchestration import PrefectAway, own_prefect, reaching_prefect
 
     try:
         with tags(opened.lease_key), reaching_prefect():
-            start_own_prefect(opened)
+            with own_prefect(opened):
+                from flows.learn import learn as learn_flow
+                from flows.learn import warm_up
+                from flows.show import show_learned
+                from tasks.tracking import Away
+
+                warm_up(opened)
             learned = learn_flow(str(curriculum_file), str(opened.root))
     except PrefectAway as away:
         fail(f"{away}; {GOES_ON}", ERROR)
@@ -146,12 +149,8 @@ def plan(curriculum_file: CurriculumFile, home: HomeOption = DEFAULT_HOME) -> No
     curriculum, opened = open_curriculum(curriculum_file, home)
     from flows.plan import plan_curriculum
     from flows.show import show_plan
-    from tasks.orchestration import reaching_prefect, start_own_prefect
 
-    with reaching_prefect():
-        start_own_prefect(opened)
-        planned = plan_curriculum(curriculum, opened)
-    show_plan(planned)
+    show_plan(plan_curriculum(curriculum, opened))
 
 
 @app.command()

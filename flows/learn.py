@@ -3,6 +3,8 @@
 Data first, all of it; then, for the base model and every skill: train, evaluate, gate, register.
 """
 
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 from prefect import flow
@@ -26,6 +28,7 @@ from tasks.reconciling import reconcile_work
 from tasks.rehearsal import with_rehearsal
 from tasks.reporting import Report, report_run
 from tasks.stagefiles import StageInputs
+from tasks.tracking import Away, open_client, reaching
 from tasks.training import stage_spec, train_skill
 from tasks.validation import validate_data
 from tasks.watched import record_order, watch_skills
@@ -60,6 +63,15 @@ class Prepared(Contract):
         reach = len(curriculum.skills) if curriculum.evaluation.forward_transfer else stage + 1
         chosen = (*curriculum.skills[:reach], *curriculum.general)
         return [suite_spec(suite, self.data[suite.name].eval) for suite in chosen]
+
+
+def warm_up(home: Home) -> None:
+    """Do what a home's first run spends seconds on: MLflow's tables, libraries for validation."""
+    with suppress(Away), reaching(home):  # an outage is told where it is in the way
+        open_client(home)
+    if not home.data.is_dir():
+        for library in ("great_expectations", "sdft.facts"):
+            import_module(library)
 
 
 @flow(name="prepare", validate_parameters=False)

@@ -1,8 +1,8 @@
-"""What a run would do: the flow's decisions without its work."""
+"""What a run would do: the flow's decisions without its work, and without Prefect."""
 
 from typing import Literal
 
-from flows.learn import Prepared, prepare
+from flows.learn import Prepared
 from schemas.base import Contract
 from schemas.curriculum import Curriculum, Suite
 from schemas.results import EvaluationSpec, Verdict
@@ -12,13 +12,14 @@ from schemas.stage import StageSpec
 from schemas.watched import Remark
 from sdft.record import library_versions
 from sdft.schedule import short_of_steps, total_steps
-from tasks.basemodel import ModelDir, stage_model
+from tasks.basemodel import ModelDir, resolve_base_model, stage_model
 from tasks.evaluation import suite_spec
 from tasks.home import Home
 from tasks.rehearsal import with_rehearsal
 from tasks.seen import known_record
 from tasks.stagefiles import check_name, finished_dir
 from tasks.training import check_place, stage_spec
+from tasks.validation import validate_data
 from tasks.verdicts import StandingVerdict, standing_verdict
 from tasks.watched import watch
 
@@ -65,7 +66,9 @@ def plan_curriculum(curriculum: Curriculum, home: Home) -> Plan:
     """
     watched = watch(curriculum, home)
     curriculum, remarks = watched.curriculum, [*watched.remarks]
-    prepared = prepare(curriculum, str(home.root))
+    base = resolve_base_model.fn(curriculum.base_model, str(home.root))
+    validated = validate_data.fn(curriculum, base, str(home.root))
+    prepared = Prepared(base=base, data=validated.data, anchors=validated.anchors)
     parent = prepared.base
     kept: list[Suite] = []
     knows: dict[str, SuiteData] = {}

@@ -1,5 +1,7 @@
 """Where `sdft` begins: a signal while something is being imported is no traceback."""
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -9,6 +11,9 @@ from types import FrameType
 def main() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
+    # Libraries come with a million objects: each round over all of them takes a second.
+    gc.set_threshold(100_000, 50, 100)
+    atexit.register(gc.freeze)
     from flows.cli import main as command_line
 
     try:

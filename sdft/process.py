@@ -1,7 +1,9 @@
 """What the trainer and the evaluator share as programs: signals, exit codes, one at a time."""
 
+import atexit
 import errno
 import fcntl
+import gc
 import json
 import os
 import signal
@@ -43,12 +45,18 @@ class Stop:
         signal.signal(signal.SIGTERM, request)
         signal.signal(signal.SIGINT, request)
         if os.environ.get(PARENT_HOLDS_STDIN):
-            threading.Thread(target=self._outlive_nobody, daemon=True).start()
+            when_orphaned(lambda: request(signal.SIGTERM, None))
 
-    def _outlive_nobody(self) -> None:
-        while os.read(sys.stdin.fileno(), 1):
+
+def when_orphaned(end: Callable[[], None]) -> None:
+    """Have `end` called, in a thread, when nobody holds our standard input any more."""
+
+    def watch() -> None:
+        while os.read(0, 1):
             pass
-        self.requested = True
+        end()
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager
@@ -85,6 +93,7 @@ def run_program(main: Callable[[Path, Path, Stop], bool], smaller: str) -> None:
         sys.exit(f"usage: python -m {main.__module__} SPEC.json DIRECTORY")
     from transformers.utils.logging import disable_progress_bar
 
+    forget_garbage()
     stop = Stop()
     stop.listen()
     disable_progress_bar()
@@ -97,6 +106,13 @@ def run_program(main: Callable[[Path, Path, Stop], bool], smaller: str) -> None:
             raise
         _end(problem, EXIT_ERROR)
     sys.exit(0 if finished else EXIT_STOPPED)
+
+
+def forget_garbage() -> None:
+    """Let the garbage collector pass over all that is imported by now, and over everything at the
+    end: with a million objects of libraries each of its rounds takes a second."""
+    gc.freeze()
+    atexit.register(gc.freeze)
 
 
 def _end(problem: str, code: int) -> NoReturn:

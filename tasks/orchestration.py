@@ -1,8 +1,11 @@
 """Prefect's server: our own started, and one that is away or closed to us told plainly."""
 
-import signal
+import threading
 from collections.abc import Generator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import httpx
 from prefect import get_client, tags
@@ -14,6 +17,7 @@ from sdft.process import exclusive
 from tasks.console import shown_address
 from tasks.failures import RunFailed
 from tasks.home import Home
+from tasks.tethered import Tethered
 
 _UNREACHED = ("Failed to reach API", "Timed out while attempting to connect")
 """How Prefect's client says so of a server that it has not reached yet, and of its own temporary
@@ -47,20 +51,32 @@ def reaching_prefect() -> Generator[None]:
         raise PrefectAway(f"Prefect's server does not answer{said}") from error
 
 
-def start_own_prefect(home: Home) -> None:
+@contextmanager
+def own_prefect(home: Home) -> Generator[None]:
     """Start Prefect's temporary server for this process, where no other one is named.
 
-    One process of a home at a time: two that make its tables at once break its migrations. The
-    server inherits what is blocked here: a terminal sends Ctrl-C to it as well, and without it we
-    could not end in order.
+    It starts beside what is done inside, and is there at the end of that. One process of a home at
+    a time: two that make its tables at once break its migrations.
     """
-    if not PREFECT_API_URL.value():
-        with exclusive(home.root / "prefect"):
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
-            try:
+    if PREFECT_API_URL.value():
+        yield
+        return
+    from prefect.server.api import server
+
+    started: Future[None] = Future()
+
+    def start() -> None:
+        try:
+            tethered = patch.object(server, "subprocess", SimpleNamespace(Popen=Tethered))
+            with exclusive(home.root / "prefect"), tethered:
                 get_client(sync_client=True)
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            started.set_result(None)
+        except BaseException as error:  # raised below
+            started.set_exception(error)
+
+    threading.Thread(target=start, daemon=True).start()
+    yield
+    started.result()
 
 
 @contextmanager

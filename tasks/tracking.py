@@ -5,12 +5,14 @@ The files of a stage are the truth and MLflow the view: all here can be made aga
 
 import json
 import logging
+import os
 import re
 import sqlite3
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 import requests
@@ -30,9 +32,10 @@ from mlflow.store.entities.paged_list import PagedList
 from sqlalchemy import make_url
 from sqlalchemy.exc import OperationalError
 
-from schemas.base import BadInput
+from schemas.base import BadInput, sync
 from schemas.snapshot import Snapshot
 from schemas.stage import StageSpec
+from sdft.files import PARTIAL
 from sdft.process import exclusive
 from tasks.console import shown_address
 from tasks.failures import RunFailed
@@ -146,10 +149,23 @@ def _said_by_sqlite(error: BaseException | None) -> str | None:
 
 @cache
 def _make_tables(uri: str) -> None:
-    """Let one process at a time make MLflow's SQLite tables: two at once break its migrations."""
-    if uri.startswith("sqlite:") and (file := make_url(uri).database):
-        with exclusive(Path(file).parent):
-            MlflowClient(uri, uri)
+    """Make MLflow's SQLite tables, whole or not at all.
+
+    One process at a time: two at once break its migrations. So does the death of the one that
+    makes them, whose half of the tables MLflow cannot go on from.
+    """
+    if not uri.startswith("sqlite:") or not (name := make_url(uri).database):
+        return
+    file = Path(name)
+    with exclusive(file.parent):
+        if not file.is_file():
+            with TemporaryDirectory(prefix=f"{PARTIAL}{os.getpid()}-", dir=file.parent) as folder:
+                partial = Path(folder) / file.name
+                made_at = f"sqlite:///{partial}"
+                MlflowClient(made_at, made_at)
+                sync(partial)
+                partial.rename(file)
+            sync(file.parent)
 
 
 def open_client(home: Home) -> MlflowClient:

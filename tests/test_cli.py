@@ -60,7 +60,8 @@ def test_users_mistakes_are_exit_code_2_and_leave_nothing(
 
 
 @pytest.mark.slow
-def test_ctrl_c_saves_and_the_same_command_finishes(tmp_path: Path) -> None:
+def test_signals_for_the_whole_group_save_and_the_same_command_finishes(tmp_path: Path) -> None:
+    """As a terminal's Ctrl-C and `timeout` send them: to the trainer and the servers as well."""
     save_tiny_model(tmp_path / "model")
     path = write_curriculum(tmp_path, ["alpha"])
     content = yaml.safe_load(path.read_text())
@@ -73,30 +74,25 @@ def test_ctrl_c_saves_and_the_same_command_finishes(tmp_path: Path) -> None:
     assert "learned" in planned.stdout
     assert not (tmp_path / ".sdft" / "stages").exists()
 
-    process = subprocess.Popen(
-        [SDFT[0], "-c", f"{IN_A_TERMINAL} {SDFT[2]}", "learn", str(path)],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 120
-    metrics: list[Path] = []
-    while time.monotonic() < deadline and not (metrics and metrics[0].stat().st_size > 2000):
-        time.sleep(0.2)
-        metrics = list(tmp_path.glob(".sdft/stages/*/metrics.jsonl"))
-    assert metrics, "the trainer did not start"
-    began = time.monotonic()
-    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to trainer and servers as well
-    output, _ = process.communicate(timeout=120)
-    assert time.monotonic() - began < 60, "something that is gone was waited for"
-    assert process.returncode == 130, output
-    assert "the same command goes on" in output
-    stage = metrics[0].parent
-    assert not (stage / "record.json").exists()
-    assert list((stage / "checkpoints").glob("step-*"))
+    for sent, code in [(signal.SIGINT, 130), (signal.SIGTERM, 143)]:
+        process = subprocess.Popen(
+            [SDFT[0], "-c", f"{IN_A_TERMINAL} {SDFT[2]}", "learn", str(path)],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True,
+        )
+        stage = trained_further(tmp_path)
+        began = time.monotonic()
+        os.killpg(process.pid, sent)
+        output, _ = process.communicate(timeout=120)
+        assert time.monotonic() - began < 60, "something that is gone was waited for"
+        assert process.returncode == code, output
+        assert "the same command goes on" in output
+        assert not (stage / "record.json").exists()
+        assert list((stage / "checkpoints").glob("step-*"))
 
     finished = run("learn", path, cwd=tmp_path)
     assert finished.returncode == 3, finished.stdout + finished.stderr
@@ -111,6 +107,19 @@ def test_ctrl_c_saves_and_the_same_command_finishes(tmp_path: Path) -> None:
     assert "refuse" in status.stdout
     assert "candidate" in status.stdout
     assert run("matrix", "other", cwd=tmp_path).returncode == 2
+
+
+def trained_further(place: Path) -> Path:
+    """The folder of the only stage, once its metrics are some steps longer than now."""
+    before, deadline = 0, time.monotonic() + 120
+    for file in place.glob(".sdft/stages/*/metrics.jsonl"):
+        before = file.stat().st_size
+    while time.monotonic() < deadline:
+        for file in place.glob(".sdft/stages/*/metrics.jsonl"):
+            if file.stat().st_size > before + 2000:
+                return file.parent
+        time.sleep(0.2)
+    raise AssertionError("the trainer did not start")
 
 
 @pytest.mark.parametrize("after_s", [0.15, 0.3, 0.45, 0.6])
