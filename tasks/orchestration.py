@@ -1,5 +1,6 @@
 """Prefect's server: our own started, and one that is away or closed to us told plainly."""
 
+import subprocess
 import threading
 from collections.abc import Generator
 from concurrent.futures import Future
@@ -64,11 +65,11 @@ def own_prefect(home: Home) -> Generator[None]:
     from prefect.server.api import server
 
     started: Future[None] = Future()
+    tethering = SimpleNamespace(Popen=Tethered, TimeoutExpired=subprocess.TimeoutExpired)
 
     def start() -> None:
         try:
-            tethered = patch.object(server, "subprocess", SimpleNamespace(Popen=Tethered))
-            with exclusive(home.root / "prefect"), tethered:
+            with exclusive(home.root / "prefect"), patch.object(server, "subprocess", tethering):
                 get_client(sync_client=True)
             started.set_result(None)
         except BaseException as error:  # raised below
