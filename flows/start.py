@@ -11,9 +11,7 @@ from types import FrameType
 def main() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
-    # Libraries come with a million objects: each round over all of them takes a second.
-    gc.set_threshold(100_000, 50, 100)
-    atexit.register(gc.freeze)
+    atexit.register(gc.freeze)  # the collector's last round, over all libraries, takes seconds
     from flows.cli import main as command_line
 
     try:
