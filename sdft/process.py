@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from schemas.base import BadInput, write_atomically
@@ -39,13 +38,13 @@ class Stop:
         self.requested = False
 
     def listen(self) -> None:
-        def request(_signal: int, _frame: FrameType | None) -> None:
+        def request(*_: object) -> None:
             self.requested = True
 
         signal.signal(signal.SIGTERM, request)
         signal.signal(signal.SIGINT, request)
         if os.environ.get(PARENT_HOLDS_STDIN):
-            when_orphaned(lambda: request(signal.SIGTERM, None))
+            when_orphaned(request)
 
 
 def when_orphaned(end: Callable[[], None]) -> None:

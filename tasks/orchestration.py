@@ -18,7 +18,7 @@ from sdft.process import exclusive
 from tasks.console import shown_address
 from tasks.failures import RunFailed
 from tasks.home import Home
-from tasks.tethered import Tethered
+from tasks.tethered import tethered
 
 _UNREACHED = ("Failed to reach API", "Timed out while attempting to connect")
 """How Prefect's client says so of a server that it has not reached yet, and of its own temporary
@@ -65,7 +65,7 @@ def own_prefect(home: Home) -> Generator[None]:
     from prefect.server.api import server
 
     started: Future[None] = Future()
-    tethering = SimpleNamespace(Popen=Tethered, TimeoutExpired=subprocess.TimeoutExpired)
+    tethering = SimpleNamespace(Popen=tethered, TimeoutExpired=subprocess.TimeoutExpired)
 
     def start() -> None:
         try:

@@ -13,20 +13,14 @@ from typing import Any
 from sdft.process import when_orphaned
 
 
-class Tethered(subprocess.Popen[Any]):
-    """`python -m MODULE ...`, which ends when we are dead, and not before.
+def tethered(args: list[str], **kwargs: Any) -> subprocess.Popen[Any]:
+    """Start `python -m MODULE ...`, which ends when we are dead, and not before.
 
     In a session of its own: a Ctrl-C in a terminal, or a SIGTERM for our group, is not for it.
     """
-
-    def __init__(self, args: list[str], **kwargs: Any) -> None:
-        python, dash_m, *program = args
-        super().__init__(
-            [python, dash_m, __name__, *program],
-            stdin=subprocess.PIPE,
-            start_new_session=True,
-            **kwargs,
-        )
+    python, dash_m, *program = args
+    command = [python, dash_m, __name__, *program]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True, **kwargs)
 
 
 if __name__ == "__main__":

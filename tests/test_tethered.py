@@ -16,8 +16,8 @@ time.sleep(100)
 """
 PARENT = """
 import sys, time
-from tasks.tethered import Tethered
-child = Tethered([sys.executable, "-m", "child", "one", "two"])
+from tasks.tethered import tethered
+child = tethered([sys.executable, "-m", "child", "one", "two"])
 print(child.pid, flush=True)
 time.sleep(100)
 """

@@ -13,8 +13,12 @@ from tasks.home import Home
 from tasks.reconciling import tidy
 from tasks.tracking import open_client
 
-OPENED = "import sys; from tasks.tracking import open_client; from tasks.home import Home\n"
-OPENED += "open_client(Home(sys.argv[1]))"
+OPENED = """
+import sys
+from tasks.home import Home
+from tasks.tracking import open_client
+open_client(Home(sys.argv[1]))
+"""
 
 
 def test_a_home_outlives_who_dies_while_mlflows_tables_are_made(
