@@ -25,7 +25,7 @@ from flows.options import (
     open_curriculum,
     open_home,
 )
-from flows.start import end_within_import
+from flows.start import end_within_import, importing
 from schemas.base import BadInput
 from tasks.console import console, shown_address
 from tasks.failures import RunFailed, Terminated
@@ -118,7 +118,7 @@ def _learn(curriculum_file: Path, home: Path) -> None:
 
     try:
         with tags(opened.lease_key), reaching_prefect():
-            with own_prefect(opened):
+            with importing(), own_prefect(opened):
                 from flows.learn import learn as learn_flow
                 from flows.learn import warm_up
                 from flows.show import show_learned

@@ -5,6 +5,8 @@ import gc
 import os
 import signal
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from types import FrameType
 
 
@@ -18,6 +20,17 @@ def main() -> None:
         command_line()
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+@contextmanager
+def importing() -> Generator[None]:
+    """Inside, nothing is looked through for garbage; what is there afterwards never is."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _interrupt(_signal: int, frame: FrameType | None) -> None:
