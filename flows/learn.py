@@ -18,6 +18,7 @@ from sdft.matrix import build_matrix
 from tasks.basemodel import ModelDir, resolve_base_model
 from tasks.elsewhere import check_deployments
 from tasks.evaluation import ScoredCell, evaluate_model, suite_spec
+from tasks.forked import forks
 from tasks.gating import gate_stage, references_of
 from tasks.home import Home
 from tasks.leases import Fence, leased
@@ -66,7 +67,9 @@ class Prepared(Contract):
 
 
 def warm_up(home: Home) -> None:
-    """Do what a home's first run spends seconds on: MLflow's tables, libraries for validation."""
+    """Do what a home's first run spends seconds on: MLflow's tables, libraries for what works."""
+    if not home.data.is_dir():
+        forks.start()
     with suppress(Away), reaching(home):  # an outage is told where it is in the way
         open_client(home)
     if not home.data.is_dir():

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -51,8 +51,9 @@ def when_orphaned(end: Callable[[], None]) -> None:
     """Have `end` called, in a thread, when nobody holds our standard input any more."""
 
     def watch() -> None:
-        while os.read(0, 1):
-            pass
+        with suppress(ConnectionResetError):  # who held it has left something unread
+            while os.read(0, 1):
+                pass
         end()
 
     threading.Thread(target=watch, daemon=True).start()

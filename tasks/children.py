@@ -3,8 +3,6 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,8 +14,9 @@ import psutil
 
 from schemas.base import BadInput, Contract
 from schemas.stage import EXIT_BAD_INPUT, EXIT_OK, EXIT_STOPPED
-from sdft.process import ERROR_MARK, PARENT_HOLDS_STDIN
+from sdft.process import ERROR_MARK
 from tasks.failures import RunFailed
+from tasks.forked import Forked
 
 POLL_S = 0.2
 GRACE_S = 60.0
@@ -72,7 +71,9 @@ def run_child(
     Raises BadInput with the child's own message, or ChildFailed.
     """
     started = _now()
-    child, start = _started([module, str(spec_file), str(directory)], log_file)
+    with log_file.open("ab") as log:
+        start = log.tell()
+        child = Forked([module, str(spec_file), str(directory)], log.fileno())
     stalled, peak = False, 0
     try:
         progress, since = tick(), time.monotonic()
@@ -83,10 +84,10 @@ def run_child(
                 progress, since = now, time.monotonic()
             stalled = time.monotonic() - since > stall_timeout_s
     finally:
-        _end(child)
+        code = _ended(child)
         kept = log_file.is_file()  # or another process has taken the directory over
         output = log_file.read_bytes()[start:].decode("utf-8", "replace") if kept else ""
-        outcome, how = _how(child.returncode, output)
+        outcome, how = _how(code, output)
         if kept and outcome == "failed" and not output and _is_full(directory):
             how = f"ended, and the disk of {directory} is full, so it could not say why"
         if stalled:
@@ -111,22 +112,6 @@ def run_child(
     if output and ERROR_MARK not in output:
         message += ":\n" + "\n".join(output.splitlines()[-SHOWN_LINES:])
     raise ChildFailed(message, attempt)
-
-
-def _started(program: list[str], log_file: Path) -> tuple[subprocess.Popen[bytes], int]:
-    """The module with its arguments as a process, and where in the log its output begins."""
-    with log_file.open("ab") as log:
-        start = log.tell()
-        child = subprocess.Popen(
-            [sys.executable, "-m", *program],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            close_fds=False,  # what is locked for it is held by it too (only locks are inheritable)
-            env={**os.environ, "HF_HUB_OFFLINE": "1", PARENT_HOLDS_STDIN: "1"},
-        )
-    return child, start
 
 
 def _is_full(directory: Path) -> bool:
@@ -168,20 +153,25 @@ def _family(pid: int) -> list[psutil.Process]:
     return []
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
+def _ended(child: Forked) -> int:
+    """The exit code of a child that has ended, or is to end now."""
     if child.poll() is None:
-        os.killpg(child.pid, signal.SIGTERM)
-        try:
-            child.wait(GRACE_S)
-        except subprocess.TimeoutExpired:
+        _kill(child.pid, signal.SIGTERM)
+        if child.wait(GRACE_S) is None:
             family = _family(child.pid)  # ranks of a stage have sessions of their own
-            os.killpg(child.pid, signal.SIGKILL)
+            _kill(child.pid, signal.SIGKILL)
             for one in family:
                 with suppress(psutil.Error):
                     one.kill()
-            child.wait()
-    with suppress(BrokenPipeError):
-        child.stdin.close()  # pyright: ignore[reportOptionalMemberAccess]
+    code = child.wait()
+    child.close()
+    assert code is not None
+    return code
+
+
+def _kill(group: int, with_signal: int) -> None:
+    with suppress(ProcessLookupError):  # it has just ended
+        os.killpg(group, with_signal)
 
 
 def _now() -> str:

@@ -120,6 +120,8 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a Prefect server for whole runs, which `learning.Learning` then reports to."""
     from learning import Learning, start_prefect
 
+    from tasks.forked import Forks
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -129,7 +131,9 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         patch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
         patch.setenv("MLFLOW_LOGGING_LEVEL", "WARNING")
         patch.setenv("SDFT_LEASE_S", "20")
+        patch.setenv("OMP_NUM_THREADS", "1")
         Learning.context.set_forkserver_preload(["learning", "flows.learn", "flows.show"])
+        Learning.requests = Forks().start()
         multiprocessing.forkserver.ensure_running()
         yield f"http://127.0.0.1:{port}/api"
     os.killpg(server.pid, signal.SIGKILL)

@@ -1,7 +1,8 @@
 """The whole of `sdft learn` on the shipped model with little data, in processes that can be killed.
 
-Flows run in forks of a process that has imported everything; Prefect's server is one for the whole
-session. Trainer and evaluator are the real programs, started by a wrapper that can kill them.
+Flows run in forks of a process that has imported everything; Prefect's server, and the process that
+forks trainers and evaluators, are one for the whole session. These are the real programs; a wrapper
+kills the one that is to die.
 """
 
 import json
@@ -9,14 +10,17 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import yaml
 from conftest import POCKET, QUICKSTART
 from mlflow import MlflowClient
@@ -24,6 +28,8 @@ from patching import patched, strike
 
 from schemas.results import CellFile
 from schemas.stage import StageRecord
+from tasks import children, forked
+from tasks.forked import Forked
 from tasks.home import Home
 
 LONG_S = 300
@@ -96,7 +102,11 @@ def write_curriculum(folder: Path, seed: int = 0, skills: tuple[str, ...] = SKIL
 
 
 def sdft(
-    arguments: tuple[str, ...], home: Path, point: Point | None, variables: dict[str, str]
+    arguments: tuple[str, ...],
+    home: Path,
+    point: Point | None,
+    variables: dict[str, str],
+    requests: socket.socket,
 ) -> None:
     """What `sdft` does, in a process of its own whose output goes to a file in the home."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a terminal
@@ -105,12 +115,12 @@ def sdft(
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     os.environ.update(variables)
-    os.environ |= {"OMP_NUM_THREADS": "1", "MORTAL_PYTHON": sys.executable}
-    if point is not None and point.program != "flow":
-        os.environ[MORTAL] = json.dumps(vars(point))
-    sys.executable = str(Path(__file__).parent / "mortal.sh")
+    forked.forks.requests = requests
     if point is not None and point.program == "flow":
-        patched(point.function, point.turn, lambda: strike(point.victims))
+        patched(point.function, point.turn, lambda: strike(point.victims, os.getppid()))
+    elif point is not None:
+        os.environ[MORTAL] = json.dumps({**vars(point), "parent": os.getpid()})
+        children.Forked = mortal
     sys.argv = ["sdft", *arguments, "--home", str(home)]
     Home(home).activate(offline=True)
     from prefect.context import refresh_global_settings_context
@@ -121,10 +131,17 @@ def sdft(
     main()
 
 
+def mortal(program: list[str], log: int) -> Forked:
+    """The program, which can be struck."""
+    return Forked(["mortal", *program], log)
+
+
 class Learning:
     """A home, and runs of one curriculum in it."""
 
     context = multiprocessing.get_context("forkserver")
+    requests: socket.socket
+    """Where their flows ask for programs: one process forks those of all."""
 
     def __init__(self, folder: Path, home: Path | None = None, **curriculum: Any) -> None:
         folder.mkdir(exist_ok=True)
@@ -147,7 +164,8 @@ class Learning:
         # What forks may have been started by another module's tests, before these were set.
         inherited = {k: v for k, v in os.environ.items() if k.startswith(INHERITED)}
         process = self.context.Process(
-            target=sdft, args=(arguments, self.home.root, point, inherited | self.variables)
+            target=sdft,
+            args=(arguments, self.home.root, point, inherited | self.variables, self.requests),
         )
         process.start()
         return process
@@ -169,6 +187,19 @@ class Learning:
     def client(self) -> MlflowClient:
         uri = self.variables.get("MLFLOW_TRACKING_URI") or self.home.tracking_uri
         return MlflowClient(uri, uri)
+
+    def programs(self) -> list[psutil.Process]:
+        """The trainers and evaluators at work in this home, known by their logs."""
+        found = []
+        for one in psutil.process_iter(["name"]):
+            with suppress(OSError):  # it has just ended
+                log = Path(f"/proc/{one.pid}/fd/1").readlink()
+                if one.info["name"].startswith("sdft.") and log.is_relative_to(self.home.root):
+                    found.append(one)
+        return found
+
+    def trainer(self) -> psutil.Process | None:
+        return next((one for one in self.programs() if one.info["name"] == "sdft.train"), None)
 
     def records(self) -> dict[str, StageRecord]:
         """The finished stages, by skill."""

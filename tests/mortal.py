@@ -6,15 +6,12 @@ import runpy
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+from patching import patched, strike
 
-_, _, module, *arguments = sys.argv
-wanted = json.loads(os.environ.get("MORTAL", "{}"))
-
-
-if wanted.get("program") == module:
-    from patching import patched, strike
-
-    patched(wanted["function"], wanted["turn"], lambda: strike(wanted["victims"]))
-sys.argv = [module, *arguments]
-runpy.run_module(module, run_name="__main__", alter_sys=True)
+sys.argv = sys.argv[1:]
+wanted = json.loads(os.environ["MORTAL"])
+if wanted["program"] == sys.argv[0]:
+    Path("/proc/self/comm").write_text(sys.argv[0])
+    patched(wanted["function"], wanted["turn"], lambda: strike(wanted["victims"], wanted["parent"]))
+sys.modules.pop(sys.argv[0], None)  # as `sdft.forking` has it
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

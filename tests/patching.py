@@ -13,10 +13,10 @@ SPARE = 2**20
 """Bytes that a process still gets whose memory runs out."""
 
 
-def strike(victims: str) -> None:
-    """What becomes of the process that is at the place, or of its parent."""
+def strike(victims: str, parent: int) -> None:
+    """What becomes of the process that is at the place, or of the one that runs it."""
     if victims in ("parent", "both"):
-        os.kill(os.getppid(), signal.SIGKILL)
+        os.kill(parent, signal.SIGKILL)
     if victims in ("self", "both"):
         os.kill(os.getpid(), signal.SIGKILL)
     if victims == "pause":

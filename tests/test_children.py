@@ -1,14 +1,15 @@
 """Child processes: how they end is told, written down, and never left to chance."""
 
 import json
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from schemas.base import BadInput
+from tasks import forked
 from tasks.children import ATTEMPTS, ChildFailed, run_child
+from tasks.forked import Forks
 
 PROGRAMS = {
     "well": "print('fine')",
@@ -27,7 +28,8 @@ PROGRAMS = {
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, body in PROGRAMS.items():
         (tmp_path / f"{name}_program.py").write_text(f"import os, sys, time\n{body}\n")
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parent.parent}")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(forked, "forks", Forks(preloaded=()))
     return tmp_path
 
 
@@ -45,7 +47,7 @@ def last(folder: Path) -> dict[str, object]:
     [
         ("refused", BadInput, r"^rows\.jsonl: row 3 is empty$", "refused"),
         ("explained", ChildFailed, r"failed: the disk is full \(its log: ", "failed"),
-        ("crashed", ChildFailed, r"exit code 1 .*:\n[\s\S]*45\n[\s\S]*KeyError: 'lost'", "failed"),
+        ("crashed", ChildFailed, r"exit code 1 .*:\n(?!0\n)[\s\S]*KeyError: 'lost'", "failed"),
         ("killed", ChildFailed, r"was killed by SIGKILL \(out of memory\?\)", "killed"),
     ],
 )
@@ -77,30 +79,6 @@ def test_what_interrupts_the_caller_ends_the_child_after_it_saved(folder: Path) 
     with pytest.raises(KeyboardInterrupt):
         run_child("orphan_program", folder / "s", folder, folder / "log.txt", tick, 30)
     assert last(folder)["outcome"] == "stopped"
-
-
-def test_a_child_whose_parent_is_gone_stops(folder: Path) -> None:
-    """A parent that is killed cannot end its child; the closed pipe does."""
-    import subprocess
-
-    code = (
-        "import os, subprocess, sys\n"
-        "child = subprocess.Popen([sys.executable, '-m', 'orphan_program'], stdin=subprocess.PIPE,"
-        " env={**os.environ, 'SDFT_PARENT_HOLDS_STDIN': '1'}, stdout=subprocess.DEVNULL)\n"
-        "print(child.pid, flush=True)\nimport time; time.sleep(3); os.kill(os.getpid(), 9)"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    child = int(parent.stdout.readline())
-    parent.wait()
-    end = time.monotonic() + 20
-    while Path(f"/proc/{child}").exists() and time.monotonic() < end:
-        stat = Path(f"/proc/{child}/stat").read_text().split()[2]
-        if stat == "Z":
-            break
-        time.sleep(0.1)
-    else:
-        assert not Path(f"/proc/{child}").exists(), "the child lives on"
 
 
 def test_the_memory_that_a_child_took_is_written_down(folder: Path) -> None:

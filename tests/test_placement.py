@@ -10,9 +10,10 @@ import pytest
 
 from schemas.base import BadInput
 from schemas.settings import RuntimeSettings
-from tasks import placement
+from tasks import forked, placement
 from tasks.children import run_child
 from tasks.elsewhere import TRAIN
+from tasks.forked import Forks
 from tasks.placement import DEVICES, GIB, VISIBLE, Device, placed_on
 from tasks.training import check_place
 
@@ -139,8 +140,9 @@ def test_a_program_whose_flow_is_gone_still_has_its_gpu(
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parent.parent}")
     monkeypatch.setenv(DEVICES, "0")
     code = (
-        "from pathlib import Path\nfrom tasks.children import run_child\n"
+        "from pathlib import Path\nfrom tasks import forked\nfrom tasks.children import run_child\n"
         "from tasks.placement import placed_on\nhere = Path('.')\n"
+        "forked.forks = forked.Forks(preloaded=())\n"
         "with placed_on('cuda', 1, None, 'flow'):\n"
         "    run_child('last_program', here / 's', here, here / 'log.txt', lambda: 0, 99)\n"
     )
@@ -169,7 +171,8 @@ def test_the_program_sees_what_is_held_for_it(
     (tmp_path / "look_program.py").write_text(
         "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
     )
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parent.parent}")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(forked, "forks", Forks(preloaded=()))
     log = tmp_path / "log.txt"
     with placed_on("cuda", 2, None, "stage"):
         run_child("look_program", tmp_path / "s", tmp_path, log, lambda: 0, 99)

@@ -88,7 +88,7 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(
     for point, room, message in FILLED:
         printed.write_text("")
         process = place.start(point)
-        paused = wait_for_pause(process)
+        paused = wait_for_pause(place, process)
         try:
             before = good_checkpoints(place)
             fill(disk, room)
@@ -143,13 +143,12 @@ def test_a_trainer_without_memory_says_so_and_the_same_command_goes_on(
     check(place, one_skill)
 
 
-def wait_for_pause(process: Any) -> int:
+def wait_for_pause(place: Learning, process: Any) -> int:
     """The process of a run that has stopped itself."""
     end = time.monotonic() + 120
     while time.monotonic() < end and process.is_alive():
         with suppress(psutil.Error):
-            flow = psutil.Process(process.pid)
-            for one in (flow, *flow.children(recursive=True)):
+            for one in (psutil.Process(process.pid), *place.programs()):
                 if one.status() == psutil.STATUS_STOPPED:
                     return one.pid
         time.sleep(0.02)

@@ -294,7 +294,7 @@ def goes_away(server: Server, place: Learning, process: Any) -> None:
 def halfway(place: Learning, process: Any, step: int = 2) -> Generator[psutil.Process]:
     """The trainer of the stage at work, held after `step` of its steps or a little later."""
     end = time.monotonic() + PATIENCE_S
-    while not step <= steps_at_work(place) < STEPS or (trainer := trainer_of(process)) is None:
+    while not step <= steps_at_work(place) < STEPS or (trainer := place.trainer()) is None:
         assert time.monotonic() < end and process.is_alive(), place.output[-3000:]
         time.sleep(0.05)
     trainer.suspend()
@@ -302,11 +302,6 @@ def halfway(place: Learning, process: Any, step: int = 2) -> Generator[psutil.Pr
     yield trainer
     with suppress(psutil.NoSuchProcess):
         trainer.resume()
-
-
-def trainer_of(process: Any) -> psutil.Process | None:
-    children = psutil.Process(process.pid).children()
-    return next((one for one in children if "sdft.train" in one.cmdline()), None)
 
 
 def steps_at_work(place: Learning) -> int:

@@ -9,7 +9,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from learning import SKILLS, STEPS, Learning
 
@@ -55,10 +54,8 @@ def training(place: Learning, process: Any, step: int = 1) -> tuple[Path, int]:
     end = time.monotonic() + 120
     while time.monotonic() < end and process.is_alive():
         for path in place.home.stages.glob(f"*.*/{METRICS}"):
-            if len(read_metrics(path)) >= step:
-                for child in psutil.Process(process.pid).children(recursive=True):
-                    if "sdft.train" in child.cmdline():
-                        return path.parent, child.pid
+            if len(read_metrics(path)) >= step and (trainer := place.trainer()) is not None:
+                return path.parent, trainer.pid
         time.sleep(0.01)
     raise AssertionError(f"was never seen training\n{place.output[-3000:]}")
 
