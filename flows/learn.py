@@ -16,7 +16,7 @@ from schemas.results import MatrixRow, RetentionMatrix, SuiteSpec, Verdict
 from schemas.snapshot import Snapshot, SuiteData
 from sdft.matrix import build_matrix
 from tasks.basemodel import ModelDir, resolve_base_model
-from tasks.elsewhere import check_deployments
+from tasks.elsewhere import EVALUATE, TRAIN, check_deployments, deployment
 from tasks.evaluation import ScoredCell, evaluate_model, suite_spec
 from tasks.forked import forks
 from tasks.gating import gate_stage, references_of
@@ -67,12 +67,14 @@ class Prepared(Contract):
 
 
 def warm_up(home: Home) -> None:
-    """Do what a home's first run spends seconds on: MLflow's tables, libraries for what works."""
-    if not home.data.is_dir():
+    """Do what a home's first run spends seconds on: imports for its programs and for validation,
+    MLflow's tables."""
+    is_new = not home.data.is_dir()
+    if is_new and not (deployment(TRAIN) and deployment(EVALUATE)):
         forks.start()
     with suppress(Away), reaching(home):  # an outage is told where it is in the way
         open_client(home)
-    if not home.data.is_dir():
+    if is_new:
         for library in ("great_expectations", "sdft.facts"):
             import_module(library)
 

@@ -1,19 +1,21 @@
 """`python -m sdft.forking MODULE ...`: imports modules once, and forks for every program to run.
 
-What takes a program seconds to import it has at once as a fork. Standard input is a Unix socket, on
-which each byte brings open files: a socket that becomes the program's standard input, the log for
-its output, and locks for it to hold. By its socket the program is asked for in a line of JSON:
-`program` (the module and its arguments), `environment`, `path` (sys.path) and `directory`. Two
-lines come back: its process number and, in the end, its exit code. When nobody holds the other end
-of standard input any more, no more programs are started.
+What takes a program seconds to import it has at once as a fork. Standard input is a Unix socket, of
+which each byte asks for a program and brings its open files: its standard input, which is a socket
+too, its log, and the locks that it is to hold. By its standard input the program gets a line of
+JSON: `program` (the module and its arguments), `environment` and `path` (sys.path). Two lines come
+back: its process number and, from a second fork that waits for it, its exit code. When nobody holds
+the other end of our standard input any more, no more programs are started.
 
 Nothing may be computed here before a fork: threads of OpenMP do not survive it, nor does CUDA.
+Those that libraries have started by then (OpenBLAS's, jemalloc's) are made for it.
 """
 
 import gc
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import sys
@@ -21,12 +23,15 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
-MOST_FILES = 250
-"""That a byte can bring."""
+MOST_FILES = 253
+"""That a message can bring: the kernel's limit."""
+NOT_OURS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals for programs, also where all get them: who waits for one is to tell how it ends."""
 
 
 def serve() -> None:
     """Fork for whatever is asked; returns only in a fork that is to run `sys.argv`."""
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in NOT_OURS}
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for what is forked here
     with socket.socket(fileno=os.dup(0)) as requests:
         while True:
@@ -38,51 +43,53 @@ def serve() -> None:
             for file in files:
                 os.close(file)
     talk, log, *locks = files
-    for output in (1, 2):
-        os.dup2(log, output)
+    for file, number in ((talk, 0), (log, 1), (log, 2)):
+        os.dup2(file, number)
+    os.close(talk)
     os.close(log)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if program := os.fork():
-        _wait_for(program, talk, locks)
+        _wait_for(program, locks)
     os.setpgid(0, 0)
-    os.dup2(talk, 0)
-    os.close(talk)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     _take_over()
 
 
-def _wait_for(program: int, talk: int, locks: list[int]) -> None:
-    """Tell on the socket what becomes of a program; does not return."""
-    with suppress(OSError):  # it has done so itself
-        os.setpgid(program, program)
+def _wait_for(program: int, locks: list[int]) -> None:
+    """Tell what becomes of a program; does not return."""
+    os.setpgid(program, program)  # or it does: before anybody knows its number
     for lock in locks:  # the program's alone
         os.close(lock)
     with suppress(OSError):  # nobody listens any more
-        os.write(talk, f"{program}\n".encode())
+        os.write(0, f"{program}\n".encode())
     _, status = os.waitpid(program, 0)
     with suppress(OSError):
-        os.write(talk, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+        os.write(0, f"{os.waitstatus_to_exitcode(status)}\n".encode())
     os._exit(0)
 
 
 def _take_over() -> None:
-    """Be as a new process would be that who asks had started."""
-    with open(0, "rb", buffering=0, closefd=False) as lines:
-        line = lines.readline()
-    if not line:
-        os._exit(0)  # who asked is gone
-    request = json.loads(line)
+    """Take the arguments, paths and environment of who asked, if that is still there."""
+    try:
+        request = json.loads(sys.stdin.readline())
+    except (ConnectionResetError, json.JSONDecodeError):  # ended before all was said
+        os._exit(0)
+    if select.select([0], [], [], 0)[0]:  # the end: nothing else follows
+        os._exit(0)
     sys.argv = request["program"]
     sys.path[:] = request["path"]
     os.environ.clear()
     os.environ.update(request["environment"])
-    os.chdir(request["directory"])
     with suppress(OSError):  # what `top` calls it, where there is /proc
         Path("/proc/self/comm").write_text(sys.argv[0])
 
 
 if __name__ == "__main__":
     for module in sys.argv[1:]:
-        import_module(module)
+        with suppress(Exception):  # the program meets it again, and tells
+            import_module(module)
+    sys.stdout.flush()  # or each program says again what was said meanwhile
     gc.freeze()
     serve()
     sys.modules.pop(sys.argv[0], None)  # it is to run, not to be imported

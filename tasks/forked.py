@@ -1,14 +1,15 @@
 """Programs of `sdft` as forks of one process that has their libraries: started and waited for."""
 
+import errno
 import json
 import os
-import select
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from multiprocessing.connection import wait
 from pathlib import Path
 from signal import SIGKILL
 
@@ -16,36 +17,37 @@ from sdft.process import PARENT_HOLDS_STDIN
 from tasks.failures import RunFailed
 
 PRELOADED = ("sdft.train", "sdft.evaluate") if sys.platform == "linux" else ()
-"""What takes every program seconds to import. Other systems' own libraries survive no fork."""
+"""What takes every program seconds to import. Other systems' own libraries, once they are loaded,
+survive no fork."""
 
 
 class Forks:
-    """The process that forks, started when it is needed first; it ends with this one."""
+    """The process that forks, started when it is needed first; it ends when we do."""
 
-    def __init__(self, preloaded: tuple[str, ...] = PRELOADED) -> None:
+    def __init__(
+        self, preloaded: tuple[str, ...] = PRELOADED, requests: socket.socket | None = None
+    ) -> None:
+        """`requests` is where such a process is asked that is there already."""
         self._preloaded = preloaded
+        self._requests = requests
         self._server: subprocess.Popen[bytes] | None = None
         self._one_at_a_time = threading.Lock()
-        self.requests: socket.socket | None = None
-        """Where it is asked."""
 
     def start(self) -> socket.socket:
-        """Have it import its libraries, unless it is there; `requests`."""
-        if self.requests is None or (self._server and self._server.poll() is not None):
-            self.requests, theirs = socket.socketpair()
-            with theirs:
-                self._server = subprocess.Popen(
-                    [sys.executable, "-m", "sdft.forking", *self._preloaded],
-                    stdin=theirs.fileno(),
-                    start_new_session=True,
-                    env=_environment(),
-                )
-        return self.requests
-
-    def ask(self, files: list[int]) -> None:
-        """Ask for a program that talks, writes and locks by these open files."""
+        """Have it import its libraries, unless it is there; where it is asked."""
         with self._one_at_a_time:
-            socket.send_fds(self.start(), [b"."], files)
+            if self._requests is None or (self._server and self._server.poll() is not None):
+                self._requests, theirs = socket.socketpair()
+                with theirs:
+                    self._server = subprocess.Popen(
+                        [sys.executable, "-m", "sdft.forking", *self._preloaded],
+                        stdin=theirs.fileno(),
+                        stdout=subprocess.DEVNULL,
+                        stderr=subprocess.DEVNULL,
+                        start_new_session=True,
+                        env=_environment(),
+                    )
+            return self._requests
 
 
 forks = Forks()
@@ -57,7 +59,7 @@ class Forked:
     def __init__(self, program: list[str], log: int) -> None:
         """Start it in a group of its own, its output to the open file `log`.
 
-        It holds what is locked here for it (only locks are inheritable), and its standard input is
+        It holds what is inheritable here, such as what is locked for it, and its standard input is
         open for as long as we live. Raises RunFailed where it cannot be started.
         """
         self.returncode: int | None = None
@@ -65,18 +67,23 @@ class Forked:
         request = {
             "program": program,
             "environment": _environment(),
-            "path": sys.path,
-            "directory": str(Path.cwd()),
+            "path": [str(one) for one in sys.path],
         }
         self._talk, theirs = socket.socketpair()
-        self._lines = self._talk.makefile("rb")
+        self._lines = self._talk.makefile("rb", buffering=0)
         try:
             with theirs, _inheritable() as locks:
-                forks.ask([theirs.fileno(), log, *locks])
+                socket.send_fds(forks.start(), [b"."], [theirs.fileno(), log, *locks])
             self._talk.sendall(json.dumps(request).encode() + b"\n")
             self.pid = int(self._lines.readline())
         except (ConnectionError, ValueError):  # it said nothing
-            raise RunFailed(f"{program[0]} cannot be started; its error is above") from None
+            self.close()
+            raise RunFailed(
+                f"{program[0]} cannot be started: what is to fork it has died"
+            ) from None
+        except BaseException:
+            self.close()  # so it does not begin
+            raise
 
     def poll(self) -> int | None:
         """`returncode` by now."""
@@ -84,7 +91,7 @@ class Forked:
 
     def wait(self, timeout_s: float | None = None) -> int | None:
         """`returncode` when it has ended, or when this time is over."""
-        if self.returncode is None and select.select([self._talk], [], [], timeout_s)[0]:
+        if self.returncode is None and wait([self._talk], timeout_s):
             self.returncode = int(self._lines.readline() or -SIGKILL)
         return self.returncode
 
@@ -101,13 +108,16 @@ def _environment() -> dict[str, str]:
 @contextmanager
 def _inheritable() -> Generator[list[int]]:
     """Copies of the open files that what is started here is to have."""
-    copies = []
-    for one in Path("/dev/fd").iterdir():
-        file = int(one.name)
-        with suppress(OSError):  # another thread has just closed it
-            if file > 2 and os.get_inheritable(file):
-                copies.append(os.dup(file))
+    copies: list[int] = []
     try:
+        for one in Path("/dev/fd").iterdir():
+            file = int(one.name)
+            try:
+                if file > 2 and os.get_inheritable(file):
+                    copies.append(os.dup(file))
+            except OSError as error:
+                if error.errno != errno.EBADF:  # another thread has just closed it
+                    raise
         yield copies
     finally:
         for copy in copies:

@@ -29,7 +29,7 @@ from patching import patched, strike
 from schemas.results import CellFile
 from schemas.stage import StageRecord
 from tasks import children, forked
-from tasks.forked import Forked
+from tasks.forked import Forked, Forks
 from tasks.home import Home
 
 LONG_S = 300
@@ -115,7 +115,7 @@ def sdft(
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
     os.environ.update(variables)
-    forked.forks.requests = requests
+    forked.forks = Forks(requests=requests)
     if point is not None and point.program == "flow":
         patched(point.function, point.turn, lambda: strike(point.victims, os.getppid()))
     elif point is not None:

@@ -10,6 +10,8 @@ from patching import patched, strike
 
 sys.argv = sys.argv[1:]
 wanted = json.loads(os.environ["MORTAL"])
+for name in [one for one in sys.modules if one.startswith("sdft.")]:
+    del sys.modules[name]  # what is imported from them is to be what is patched
 if wanted["program"] == sys.argv[0]:
     Path("/proc/self/comm").write_text(sys.argv[0])
     patched(wanted["function"], wanted["turn"], lambda: strike(wanted["victims"], wanted["parent"]))

@@ -22,7 +22,6 @@ print(json.dumps({
     "name": __name__,
     "arguments": sys.argv[1:],
     "variable": os.fsencode(os.environ["SEEN"]).hex(),
-    "directory": os.getcwd(),
     "leads": os.getpgid(0) == os.getpid(),
 }))
 sys.exit(7)
@@ -50,6 +49,7 @@ time.sleep(99)
 TOUCHES_NO_GPU = """
 from importlib import import_module
 import torch
+from pathlib import Path
 from tasks.forked import PRELOADED
 
 def touched(*_):
@@ -60,6 +60,8 @@ for name in ("is_available", "device_count", "init", "_lazy_init", "current_devi
 assert PRELOADED
 for module in PRELOADED:
     import_module(module)
+maps = Path("/proc/self/maps")
+assert not maps.exists() or "libcuda.so" not in maps.read_text()
 """
 
 
@@ -67,7 +69,8 @@ for module in PRELOADED:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, body in {"looks": LOOKS, "waits": WAITS, "broken": "import nothing_like_it"}.items():
         (tmp_path / f"{name}.py").write_text(body)
-    (tmp_path / "library.py").write_text("print('imported', flush=True)\n")
+    (tmp_path / "library.py").write_text("print('imported')\nopen('imported', 'a').write('once')\n")
+    (tmp_path / "slow.py").write_text("open('begun', 'w')\nimport time\ntime.sleep(2)\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -111,27 +114,23 @@ def test_a_program_finds_all_as_a_new_process_would(
     start("looks").wait()  # an earlier one, with another environment
     Path("log.txt").unlink()
     monkeypatch.setitem(os.environ, "SEEN", os.fsdecode(b"\xff\n of today"))
-    (folder / "elsewhere").mkdir()
-    monkeypatch.chdir(folder / "elsewhere")
     assert start("looks", "one", "two words").wait() == 7
     assert json.loads(Path("log.txt").read_text()) == {
         "name": "__main__",
         "arguments": ["one", "two words"],
         "variable": b"\xff\n of today".hex(),
-        "directory": str(folder / "elsewhere"),
         "leads": True,
     }
 
 
 def test_libraries_are_imported_once_and_a_program_among_them_runs_each_time(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    folder: Path,
 ) -> None:
-    monkeypatch.setenv("SEEN", "")
     (folder / "program.py").write_text("import library\nprint('runs', __name__)\n")
     forked.forks = Forks(preloaded=("library", "program"))
     assert [start("program").wait() for _ in range(2)] == [0, 0]
     assert Path("log.txt").read_text() == "runs __main__\n" * 2
-    assert capfd.readouterr().out == "imported\nruns program\n"
+    assert Path("imported").read_text() == "once"
 
 
 def test_several_run_at_once_and_each_tells_its_own_end(folder: Path) -> None:
@@ -170,13 +169,67 @@ def test_a_signal_for_our_group_or_terminal_is_not_for_what_forks(folder: Path) 
     assert server_of(start("waits")).is_running()
 
 
-def test_libraries_that_cannot_be_imported_are_told(
-    folder: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_signal_that_all_get_does_not_hide_how_a_program_ends(folder: Path) -> None:
+    """As systemd sends it to everybody in a group of its own."""
+    running = start("waits")
+    await_running(1)
+    program = psutil.Process(running.pid)
+    for one in (*program.parents()[:2], program):
+        one.terminate()
+    assert running.wait() == EXIT_STOPPED
+
+
+def test_libraries_that_cannot_be_imported_are_told_by_who_needs_them(folder: Path) -> None:
     forked.forks = Forks(preloaded=("broken",))
-    with pytest.raises(RunFailed, match="^waits cannot be started; its error is above$"):
+    assert start("broken").wait() == 1
+    assert "No module named 'nothing_like_it'" in Path("log.txt").read_text()
+    assert start("waits").poll() is None
+
+
+def test_that_nothing_can_be_forked_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(RunFailed, match="^waits cannot be started: what is to fork it has died$"):
         start("waits")
-    assert "No module named 'nothing_like_it'" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
+def test_what_interrupts_us_while_libraries_are_imported_starts_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, end: type[BaseException]
+) -> None:
+    monkeypatch.setenv("SEEN", "")
+    forked.forks = Forks(preloaded=("slow",))
+
+    def interrupt(*_: object) -> None:
+        raise end
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 1)
+    try:
+        with pytest.raises(end) as kept:  # with all that it holds
+            start("waits")
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert start("looks").wait() == 7, "after the one before would have begun"
+    assert "waits" not in Path("log.txt").read_text(), kept
+
+
+@pytest.mark.parametrize("signals_it", [True, False])
+def test_who_is_killed_while_libraries_are_imported_leaves_nothing(
+    folder: Path, signals_it: bool
+) -> None:
+    """Its output ends with it, no program begins, and the lock is soon free."""
+    code = FLOW.replace("preloaded=()", "preloaded=('slow',)")
+    flow = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    while not Path("begun").exists():
+        time.sleep(0.02)
+    began = time.monotonic()
+    flow.send_signal(signal.SIGINT if signals_it else signal.SIGKILL)
+    flow.communicate()
+    assert time.monotonic() - began < 1, "its output was held"
+    time.sleep(3)
+    assert Path("log.txt").read_text() == ""
 
 
 def test_when_the_flow_is_killed_its_program_stops_and_nothing_is_left(folder: Path) -> None:
