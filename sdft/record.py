@@ -109,19 +109,15 @@ def verified_record(directory: Path) -> StageRecord | None:
 
 
 @functools.cache
-def _digest_of_sources() -> str:
-    here = Path(__file__).parent
-    sources = sorted([*here.glob("*.py"), *(here.parent / "schemas").glob("*.py")])
-    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
-
-
-SOURCES = _digest_of_sources()
-"""Made when they are imported: later the files can have changed, but not what runs."""
-
-
 def code_version() -> str:
     """Package version and a digest of the source that decides what training does."""
-    return f"{importlib.metadata.version('sdft')}+{SOURCES[:12]}"
+    here = Path(__file__).parent
+    sources = sorted([*here.glob("*.py"), *(here.parent / "schemas").glob("*.py")])
+    digest = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
+    return f"{importlib.metadata.version('sdft')}+{digest[:12]}"
+
+
+code_version()  # kept from now on: later the files can have changed, but not what runs
 
 
 def environment(lm: "LanguageModel") -> dict[str, str]:

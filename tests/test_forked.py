@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from schemas.stage import EXIT_STOPPED
+from sdft.process import is_locked
 from tasks import forked
 from tasks.failures import RunFailed
 from tasks.forked import Forked, Forks
@@ -36,11 +37,21 @@ while not stop.requested:
     time.sleep(0.02)
 sys.exit(75)
 """
+SLOW = """
+import os, time
+open("begun", "w")
+while not os.path.exists("over"):
+    time.sleep(0.02)
+"""
 FLOW = """
-import sys, time
+import fcntl, os, sys, time
 from pathlib import Path
 from tasks import forked
-forked.forks = forked.Forks(preloaded=())
+forked.forks = forked.Forks(preloaded=tuple(sys.argv[1:]))
+os.makedirs("held", exist_ok=True)
+lock = os.open("held/.lock", os.O_RDWR | os.O_CREAT)
+os.set_inheritable(lock, True)
+fcntl.flock(lock, fcntl.LOCK_EX)
 with Path("log.txt").open("ab") as log:
     running = forked.Forked(["waits"], log.fileno())
 print(running.pid, flush=True)
@@ -70,7 +81,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, body in {"looks": LOOKS, "waits": WAITS, "broken": "import nothing_like_it"}.items():
         (tmp_path / f"{name}.py").write_text(body)
     (tmp_path / "library.py").write_text("print('imported')\nopen('imported', 'a').write('once')\n")
-    (tmp_path / "slow.py").write_text("open('begun', 'w')\nimport time\ntime.sleep(2)\n")
+    (tmp_path / "slow.py").write_text(SLOW)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -209,26 +220,30 @@ def test_what_interrupts_us_while_libraries_are_imported_starts_nothing(
             start("waits")
     finally:
         signal.signal(signal.SIGALRM, before)
+    Path("over").touch()
     assert start("looks").wait() == 7, "after the one before would have begun"
     assert "waits" not in Path("log.txt").read_text(), kept
 
 
-@pytest.mark.parametrize("signals_it", [True, False])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_who_is_killed_while_libraries_are_imported_leaves_nothing(
-    folder: Path, signals_it: bool
+    folder: Path, sent: signal.Signals
 ) -> None:
-    """Its output ends with it, no program begins, and the lock is soon free."""
-    code = FLOW.replace("preloaded=()", "preloaded=('slow',)")
+    """Its output ends with it, and, after the import, its lock; no program begins."""
     flow = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-c", FLOW, "slow"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    while not Path("begun").exists():
+    while not (Path("begun").exists() and Path("log.txt").exists()):
         time.sleep(0.02)
-    began = time.monotonic()
-    flow.send_signal(signal.SIGINT if signals_it else signal.SIGKILL)
-    flow.communicate()
-    assert time.monotonic() - began < 1, "its output was held"
-    time.sleep(3)
+    time.sleep(0.2)  # it waits for the program by now
+    flow.send_signal(sent)
+    flow.communicate(timeout=30)  # while the import goes on: else its output is held
+    assert is_locked(Path("held"))
+    Path("over").touch()
+    end = time.monotonic() + 30
+    while is_locked(Path("held")):
+        assert time.monotonic() < end, "who is gone still has its lock"
+        time.sleep(0.02)
     assert Path("log.txt").read_text() == ""
 
 
