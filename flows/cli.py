@@ -1,6 +1,5 @@
 """The command line. Heavy libraries are imported inside the commands that need them."""
 
-import errno
 import json
 import os
 import signal
@@ -28,7 +27,7 @@ from flows.options import (
 from flows.start import end_within_import, importing
 from schemas.base import BadInput
 from tasks.console import console, shown_address
-from tasks.failures import RunFailed, Terminated
+from tasks.failures import RunFailed, Terminated, is_of_disk
 
 
 class Commands(TyperGroup):
@@ -49,7 +48,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
 GOES_ON = "the same command goes on from what is finished"
 
 CurriculumFile = Annotated[Path, typer.Argument(help="The curriculum, a YAML file.")]
@@ -73,8 +71,8 @@ def main() -> None:
     except RunFailed as error:
         fail(str(error), ERROR)
     except Exception as error:  # MLflow's types take seconds to import; what is not told goes on
-        if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
-            where = error.filename2 or error.filename or "while writing"
+        if is_of_disk(error):
+            where = error.filename2 or error.filename or "a disk"
             fail(f"{where}: {error.strerror}; {GOES_ON}", ERROR)
         tracking = sys.modules.get("tasks.tracking")  # who asks MLflow for nothing lacks it
         uri = os.environ.get("MLFLOW_TRACKING_URI", "in this home")

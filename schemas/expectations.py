@@ -35,7 +35,11 @@ def train_suite(prompt_limit: int, response_limit: int) -> list[Expectation]:
         _one_of("context_ok", [True], "context is a text or null"),
         _at_most("teacher_tokens", prompt_limit, "the teacher's prompt fits"),
         _at_most("response_tokens", response_limit, "the response fits into max_new_tokens"),
-        _not_asked(),
+        _one_of(
+            "in_eval",
+            [False],
+            "the prompt is in no evaluation suite (a skill's own may have it: allow_overlap)",
+        ),
     ]
 
 
@@ -43,7 +47,7 @@ def anchor_suite(prompt_limit: int) -> list[Expectation]:
     """What prompts without answers must satisfy; the limit is in tokens."""
     return [
         *_common_suite(ANCHOR_FACTS, prompt_limit),
-        _not_asked(),
+        _one_of("in_eval", [False], "the prompt is in no evaluation suite"),
         _one_of("in_train", [False], "no skill demonstrates an answer to the prompt"),
     ]
 
@@ -117,7 +121,3 @@ def _at_most(column: str, limit: int, rule: str) -> Expectation:
         kwargs={"column": column, "max_value": limit},
         rule=f"{rule} (at most {limit} tokens)",
     )
-
-
-def _not_asked() -> Expectation:
-    return _one_of("in_eval", [False], "the prompt is in no evaluation suite")

@@ -1,5 +1,10 @@
 """What ends a run and is no fault of the program: told to people without a traceback."""
 
+import errno
+from typing import TypeGuard
+
+_DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+
 
 class RunFailed(RuntimeError):
     """A run cannot go on; the message says why, and what to do."""
@@ -7,3 +12,9 @@ class RunFailed(RuntimeError):
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM: ends a run as Ctrl-C does, after it has saved its state."""
+
+
+def is_of_disk(error: BaseException) -> TypeGuard[OSError]:
+    """Whether it says that a disk is full, broken or not ours to use: nothing about what a file
+    holds."""
+    return isinstance(error, OSError) and error.errno in _DISK_TROUBLE

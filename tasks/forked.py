@@ -19,6 +19,8 @@ from tasks.failures import RunFailed
 PRELOADED = ("sdft.train", "sdft.evaluate") if sys.platform == "linux" else ()
 """What takes every program seconds to import. Other systems' own libraries, once they are loaded,
 survive no fork."""
+START_S = 600.0
+"""How long a program may take to start: as long as the slowest disk needs for its libraries."""
 
 
 class Forks:
@@ -49,6 +51,13 @@ class Forks:
                     )
             return self._requests
 
+    def give_up(self) -> None:
+        """End it: whoever needs it next has another."""
+        with self._one_at_a_time:
+            if self._server is not None:
+                self._server.kill()
+                self._server.wait()
+
 
 forks = Forks()
 
@@ -75,6 +84,12 @@ class Forked:
             with theirs, _inheritable() as locks:
                 socket.send_fds(forks.start(), [b"."], [theirs.fileno(), log, *locks])
             self._talk.sendall(json.dumps(request).encode() + b"\n")
+            if not wait([self._talk], START_S):
+                forks.give_up()
+                raise RunFailed(
+                    f"{program[0]} has not started in {START_S:.0f} s: the disk or network drive "
+                    "that Python's libraries are on does not answer"
+                )
             self.pid = int(self._lines.readline())
         except (ConnectionError, ValueError):  # it said nothing
             self.close()

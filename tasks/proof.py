@@ -19,6 +19,7 @@ from sdft.data import rehash
 from sdft.modelfiles import model_files, model_hash
 from sdft.record import RECORD, verified_record
 from tasks.aliases import drift, own_entries
+from tasks.failures import is_of_disk
 from tasks.home import Home
 from tasks.ledger import Ledger
 from tasks.lineage import resolve
@@ -81,6 +82,8 @@ def prove(home: Home, reference: str) -> Proof:
             _check_verdicts(registered, entries)
     except (BadInput, MlflowException, OSError) as error:  # altered, or gone
         pass_outage(error, home)
+        if is_of_disk(error):
+            raise
         raise Lie(str(error)) from None
     base = records[0].spec
     base_checked = Path(base.parent_dir).is_dir()

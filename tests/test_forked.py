@@ -203,6 +203,18 @@ def test_that_nothing_can_be_forked_is_told(folder: Path, monkeypatch: pytest.Mo
         start("waits")
 
 
+def test_libraries_that_never_arrive_are_not_waited_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forked, "START_S", 1.0)
+    forked.forks = Forks(preloaded=("slow",))
+    with pytest.raises(RunFailed, match="^waits has not started in 1 s"):
+        start("waits")
+    monkeypatch.setattr(forked, "START_S", 30.0)
+    Path("over").touch()
+    assert start("waits").poll() is None, "another one forks it"
+
+
 @pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
 def test_what_interrupts_us_while_libraries_are_imported_starts_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch, end: type[BaseException]

@@ -692,7 +692,9 @@ def test_every_form_of_a_version_is_exported_to_what_was_trained(
 ) -> None:
     """From the registry alone: all weights, adapters on such a version, adapters on the base."""
     from flows.cli import app
+    from tasks.home import Home
     from tasks.packages import run_file
+    from tasks.parcels import send_model
 
     adapted = place.learn(["beta"], name="adapted")
     assert adapted.trained == ("beta",)
@@ -732,7 +734,11 @@ def test_every_form_of_a_version_is_exported_to_what_was_trained(
     base = place.folder / "model"
     base.rename(place.folder / "aside")
     result = export("adapted", tmp_path / "altered")
+    send_model(Home(elsewhere), place.folder / "aside", adapted.matrix.rows[0].model_hash)
+    sent = export("adapted", tmp_path / "of-a-parcel")
     (place.folder / "aside").rename(base)
+    assert sent.exit_code == 0, sent.output
+    assert_same_model(tmp_path / "of-a-parcel", trained[wanted["adapted"]])
     assert isinstance(result.exception, BadInput)
     assert f"is not at {base}; export it where that is" in str(result.exception)
     assert not list(tmp_path.glob("*altered*"))

@@ -1,6 +1,8 @@
 """Lineage, its proof, traces and differences on a real registry with small files."""
 
+import errno
 import json
+import os
 import shutil
 import sqlite3
 from pathlib import Path
@@ -18,6 +20,7 @@ from schemas.digest import digest_file
 from schemas.results import SuiteJudgement
 from schemas.stage import StageRecord
 from tasks import registration
+from tasks.failures import is_of_disk
 from tasks.ledger import Ledger
 from tasks.lineage import diff_versions, read_lineage
 from tasks.packages import Manifest, local_copy, package_uri, run_file
@@ -210,6 +213,18 @@ def test_a_store_that_does_not_give_what_it_has_is_no_lie(
         Lie: "s3://b/1/model: is not in MLflow's store of artifacts",
     }
     assert str(caught.value).endswith(expected[kind])
+
+
+def test_a_disk_that_does_not_give_what_it_has_is_no_lie(
+    demo: RegistryHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(path: Path) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr("tasks.proof.digest_file", breaks)
+    with pytest.raises(OSError, match=r"Input/output error: .*verdicts/") as caught:
+        prove(demo.home, "demo")
+    assert is_of_disk(caught.value), "so the command line says it"
 
 
 def test_a_store_that_cannot_be_asked_is_no_lie(

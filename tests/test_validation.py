@@ -61,7 +61,7 @@ BAD_TRAIN = {
     "odd context": (altered(context=3), "context is a text or null: not so in row 3"),
     "asked in eval": (
         altered(prompt="Please say  alpha 1"),
-        "the prompt is in no evaluation suite.*row 3",
+        r"the prompt is in no evaluation suite \(a skill's own may have it: allow_overlap\).*row 3",
     ),
     "assistant last": (
         [
