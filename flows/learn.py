@@ -141,7 +141,7 @@ def _learn(curriculum: Curriculum, run: Fence, home_dir: str) -> Learned:
             )
             versions = publish_stages(name, judged, versions, run, home_dir)
 
-        let_in = is_let_in(home, name, versions.get(number), verdict)
+        let_in = is_let_in(home, name, spec.key, verdict)
         rows.append(row.model_copy(update={"passed": let_in, "decision": verdict.decision}))
         export_metrics(curriculum, judged, home_dir)
         if let_in:

@@ -8,15 +8,15 @@ from typing import Any
 
 from schemas.base import Contract
 
-EXPECTATIONS_VERSION = 3
+EXPECTATIONS_VERSION = 4
 
-ROLES = r"^(?:system>)?(?:user>assistant>)*user$"
-_COMMON = ["row", "id", "prompt", "roles", "student_tokens"]
+ROLES = r"^(?:system>)?(?:user>assistant>)*user\Z"
+_COMMON = ["row", "id", "prompt", "roles", "student_tokens", "template_problem"]
 TRAIN_FACTS = [*_COMMON, "response", "response_tokens", "teacher_tokens", "in_eval", "context_ok"]
 ANCHOR_FACTS = [*_COMMON, "in_eval", "in_train"]
 EVAL_FACTS = [*_COMMON, "references", "reference_problem", "choices_ok"]
-TELLS_WHY = "reference_problem"
-"""The fact that says in words what is wrong; empty where nothing is."""
+TELL_WHY = ("template_problem", "reference_problem")
+"""The facts that say in words what is wrong; empty where nothing is."""
 
 
 class Expectation(Contract):
@@ -57,7 +57,7 @@ def eval_suite(prompt_limit: int) -> list[Expectation]:
     return [
         *_common_suite(EVAL_FACTS, prompt_limit),
         _not_null("references", "references is a text or a list of texts"),
-        _one_of(TELLS_WHY, [""], "the scorer can use every reference"),
+        _one_of("reference_problem", [""], "the scorer can use every reference"),
         _one_of("choices_ok", [True], "choices is a list of texts or null"),
     ]
 
@@ -86,6 +86,7 @@ def _common_suite(columns: list[str], prompt_limit: int) -> list[Expectation]:
             kwargs={"column": "roles", "regex": ROLES},
             rule="roles are an optional system, then user and assistant in turn, a user last",
         ),
+        _one_of("template_problem", [""], "the model's chat template takes the turns"),
         _at_most("student_tokens", prompt_limit, "the prompt fits"),
     ]
 

@@ -6,6 +6,7 @@ Whatever the file format, the same rows give the same hash: it is taken over can
 import csv
 import json
 import re
+import sys
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,51 +90,59 @@ def read_rows(source: DataSource, kind: str, cache_dir: Path) -> list[Row]:
 @contextmanager
 def _readable(source: DataSource) -> Generator[None]:
     """Whatever the readers raise on a bad file, as a BadInput that names it."""
-    from datasets.exceptions import DatasetsError
-
     try:
         yield
     except BadInput:
         raise
-    except (DatasetsError, pa.ArrowException, OSError, ValueError, csv.Error) as error:
+    except (pa.ArrowException, OSError, ValueError, csv.Error) as error:
         raise BadInput(f"{source.path}: cannot be read: {_innermost(error)}") from error
 
 
-def _load(source: DataSource, cache_dir: Path) -> Any:
-    import datasets
-
-    datasets.disable_progress_bars()
-    path, cache = Path(source.path), str(cache_dir)
-    if source.path.startswith(HUB):
-        name = source.path.removeprefix(HUB)
-        return datasets.load_dataset(
-            name, split=source.split, revision=source.revision, cache_dir=cache
-        )
-    if path.is_dir():
-        loaded = datasets.load_from_disk(str(path))
-        if not isinstance(loaded, datasets.DatasetDict):
-            return loaded
-        if source.split not in loaded:
-            names = ", ".join(map(str, loaded))
-            raise BadInput(f"{path}: has no split {source.split!r}; it has {names}")
-        return loaded[source.split]
+def _load(source: DataSource, cache_dir: Path) -> Iterable[Row]:
+    path = Path(source.path)
+    if source.path.startswith(HUB) or path.is_dir():
+        return _from_datasets(source, cache_dir)
     if not path.is_file():
         raise BadInput(f"{path}: there is no such file")
     if path.suffix not in _KINDS:
         raise BadInput(f"{path}: is none of {', '.join(_KINDS)} nor a datasets directory")
     if path.stat().st_size == 0:
         raise BadInput(f"{path}: is empty")
-    if path.suffix in (".jsonl", ".json"):
-        return _json_rows(path)
-    kind = path.suffix.removeprefix(".")
-    options = _csv_options(path) if kind == "csv" else {}
-    return datasets.load_dataset(
-        kind, data_files=str(path), split="train", cache_dir=cache, **options
-    )
+    match path.suffix:
+        case ".parquet":
+            with pq.ParquetFile(path) as file:
+                return file.read().to_pylist()
+        case ".csv":
+            return _csv_rows(path)
+        case _:
+            return _json_rows(path)
+
+
+def _from_datasets(source: DataSource, cache_dir: Path) -> Any:
+    """A dataset of the hub, which is downloaded into the cache, or one that was saved to a
+    directory."""
+    import datasets
+    from datasets.exceptions import DatasetsError
+
+    datasets.disable_progress_bars()
+    try:
+        if source.path.startswith(HUB):
+            name, place = source.path.removeprefix(HUB), str(cache_dir)
+            return datasets.load_dataset(
+                name, split=source.split, revision=source.revision, cache_dir=place
+            )
+        loaded = datasets.load_from_disk(source.path)
+    except DatasetsError as error:
+        raise BadInput(f"{source.path}: cannot be read: {_innermost(error)}") from error
+    if not isinstance(loaded, datasets.DatasetDict):
+        return loaded
+    if source.split not in loaded:
+        names = ", ".join(map(str, loaded))
+        raise BadInput(f"{source.path}: has no split {source.split!r}; it has {names}")
+    return loaded[source.split]
 
 
 def _json_rows(path: Path) -> list[Row]:
-    """Rows as they stand: the datasets library would make dates of texts that look like some."""
     text = path.read_text(encoding="utf-8-sig")
     numbered = [(1, text)] if path.suffix == ".json" else enumerate(text.split("\n"), 1)
     rows: list[Row] = []
@@ -148,6 +157,8 @@ def _json_rows(path: Path) -> list[Row]:
             raise BadInput(f"{path}:{number + error.lineno - 1}: is no JSON: {error.msg}") from None
         except ValueError as error:
             raise BadInput(f"{path}:{number}: holds what is no text or number: {error}") from None
+        except RecursionError:
+            raise BadInput(f"{path}:{number}: is nested too deeply") from None
         found = value if path.suffix == ".json" and isinstance(value, list) else [value]
         if not all(isinstance(row, dict) for row in found):
             raise BadInput(f"{path}:{number}: holds something else than an object")
@@ -155,24 +166,27 @@ def _json_rows(path: Path) -> list[Row]:
     return rows
 
 
-def _csv_options(path: Path) -> dict[str, Any]:
-    """CSV holds text only: without this "NA" would become null and "007" the number 7.
+def _csv_rows(path: Path) -> list[Row]:
+    """All fields are texts, "NA" and "007" too.
 
     Raises BadInput for a row with more or fewer fields than the header, which would shift.
     """
-    from datasets import Features, Value
-
+    csv.field_size_limit(sys.maxsize)  # a context may be a whole document
+    rows: list[Row] = []
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file, strict=True)
-        names = next(reader)
+        names = next(reader, [])
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise BadInput(f"{path}:1: has two columns {twice[0]!r}")
         for row in reader:
             if row and len(row) != len(names):
                 raise BadInput(
                     f"{path}:{reader.line_num}: has {len(row)} fields, the header {len(names)}; "
                     "put fields with commas in double quotes"
                 )
-    text = Features({name: Value("string") for name in names})
-    return {"features": text, "keep_default_na": False, "encoding": "utf-8-sig"}
+            if row:
+                rows.append(dict(zip(names, row, strict=True)))
+    return rows
 
 
 def _innermost(error: BaseException) -> str:
@@ -238,7 +252,7 @@ def eval_table(rows: Iterable[Row]) -> pa.Table:
                 "id": row_id(row),
                 "messages": as_messages(row["prompt"]),
                 "references": as_references(row["references"]),
-                "choices": row.get("choices"),
+                "choices": row.get("choices") or None,
                 "metadata": _metadata(row),
             }
             for row in rows

@@ -4,11 +4,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from schemas.digest import digest_json
 from schemas.expectations import ROLES
-from schemas.templates import teacher_messages
+from schemas.templates import Message, teacher_messages
 from sdft.data import Row, as_messages, as_references, row_id
 from sdft.model import max_positions, render
 from sdft.pretrained import open_config, open_tokenizer
@@ -39,12 +40,16 @@ class FactMaker:
             if template and messages and response is not None and messages[-1]["role"] == "user":
                 context = _text_or_none(row.get("context"))
                 taught = teacher_messages(messages, response, context, template)
+            common = self._common(number, row)
+            teacher_tokens, problem = self._prompt_tokens(taught)
+            length = None if response is None else len(self._encode(response)) + 1  # and its end
             facts.append(
                 {
-                    **self._common(number, row),
+                    **common,
+                    "template_problem": common["template_problem"] or problem,
                     "response": response,
-                    "response_tokens": response and len(self._encode(response)) + 1,  # and its end
-                    "teacher_tokens": taught and self._prompt_tokens(taught),
+                    "response_tokens": length,
+                    "teacher_tokens": teacher_tokens,
                     "in_eval": _prompt_key(row) in asked_keys,
                     "context_ok": isinstance(row.get("context"), str | None),
                 }
@@ -70,36 +75,46 @@ class FactMaker:
         """One row of EVAL_FACTS for each raw row; null where a fact cannot be made."""
         facts = []
         for number, row in enumerate(rows, 1):
-            references = as_references(row["references"])
+            references, choices = as_references(row["references"]), row.get("choices") or None
             problems = [_told(one, reference_problem(scorer, one)) for one in references or []]
             facts.append(
                 {
                     **self._common(number, row),
                     "references": references and "\n".join(references),
                     "reference_problem": next((one for one in problems if one), ""),
-                    "choices_ok": row.get("choices") is None or bool(as_references(row["choices"])),
+                    "choices_ok": choices is None
+                    or (isinstance(choices, list) and as_references(choices) is not None),
                 }
             )
         return facts
 
     def _common(self, number: int, row: Row) -> Row:
         messages = as_messages(row["prompt"])
+        tokens, problem = self._prompt_tokens(messages)
         return {
             "row": number,
             "id": row_id(row),
             "prompt": messages and messages[-1]["content"],
-            "roles": messages and ">".join(turn["role"] for turn in messages),
-            "student_tokens": messages and self._prompt_tokens(messages),
+            "roles": messages and _roles(messages),
+            "student_tokens": tokens,
+            "template_problem": problem,
         }
 
-    def _prompt_tokens(self, messages: list[dict[str, str]]) -> int | None:
-        roles = [turn["role"] for turn in messages]
-        if not re.match(ROLES, ">".join(roles)):
-            return None  # chat templates raise on turns that they do not know
-        return len(render(self.tokenizer, messages))
+    def _prompt_tokens(self, messages: list[Message] | None) -> tuple[int | None, str]:
+        """The length of a prompt, and what the chat template has against its turns."""
+        if not messages or not re.match(ROLES, _roles(messages)):
+            return None, ""
+        try:
+            return len(render(self.tokenizer, messages)), ""
+        except TemplateError as error:
+            return None, str(error)
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
+
+
+def _roles(messages: list[Message]) -> str:
+    return ">".join(turn["role"].replace(">", "?") for turn in messages)
 
 
 def _told(reference: str, problem: str | None) -> str:

@@ -3,9 +3,11 @@
 import atexit
 import errno
 import fcntl
+import functools
 import gc
 import json
 import os
+import platform
 import signal
 import sys
 import threading
@@ -70,6 +72,15 @@ def exclusive(directory: Path) -> Generator[None]:
             print(f"{directory.name}: another process works on it; waiting", file=sys.stderr)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+@functools.cache
+def machine() -> str:
+    """This machine since its last start, and its own numbering of processes."""
+    boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    if not boot.is_file():
+        return platform.node()
+    return f"{boot.read_text().strip()} {os.readlink(space)}"  # noqa: PTH115
 
 
 def is_locked(directory: Path) -> bool:

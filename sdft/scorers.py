@@ -53,7 +53,7 @@ def first_object(text: str) -> dict[str, Any] | None:
     while start >= 0:
         try:
             value, _ = STRICT_JSON.raw_decode(text, start)
-        except ValueError:  # also for a number that Python or JSON cannot hold
+        except (ValueError, RecursionError):  # also for a number that Python or JSON cannot hold
             start = text.find("{", start + 1)
             continue
         return value
@@ -67,7 +67,7 @@ def reference_problem(scorer: str, reference: str) -> str | None:
     if scorer == "regex":
         try:
             re.compile(reference)
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             return f"is no regular expression: {error}"
     if scorer == "tool_call" and first_object(reference) is None:
         return "holds no JSON object"

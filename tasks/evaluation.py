@@ -67,7 +67,7 @@ class EvaluateOrder(Contract):
     @property
     def key(self) -> str:
         """What is held by who executes it."""
-        return digest_json([self.spec.cell_key(suite) for suite in self.spec.suites])
+        return _key(self.spec)
 
 
 @task(task_run_name="evaluate-{label}")
@@ -132,7 +132,7 @@ def execute(order: EvaluateOrder, home: Home) -> None:
             directory = home.cells / spec.cell_key(one)
             send(home, Parcel(name=_parcel(spec, one), files=all_files(directory)), directory)
             shutil.rmtree(directory)
-        shutil.rmtree(_work(home, spec))
+        shutil.rmtree(_work(home, local))
 
 
 def _evaluate_elsewhere(
@@ -180,8 +180,12 @@ def _parcel(spec: EvaluationSpec, suite: SuiteSpec) -> str:
     return f"cell-{spec.cell_key(suite)}"
 
 
+def _key(spec: EvaluationSpec) -> str:
+    return digest_json([spec.cell_key(suite) for suite in spec.suites])
+
+
 def _work(home: Home, spec: EvaluationSpec) -> Path:
-    return home.cells / f"spec-{spec.model_hash[:16]}"
+    return home.cells / f"spec-{spec.model_hash[:16]}-{_key(spec)[:16]}"
 
 
 def _evaluate(spec: EvaluationSpec, home: Home, label: str, stall_timeout_s: float) -> None:

@@ -135,7 +135,7 @@ def _cells(home: Home, reached: _Reached) -> Iterator[tuple[str, Path]]:
     known = {one[:16] for one in reached.models}
     for path in _directories(home.cells):
         if path.name.startswith("spec-"):
-            if path.name.removeprefix("spec-") not in known:
+            if path.name.split("-")[1] not in known:
                 yield "an evaluation of a model that is gone", path
             continue
         file = _read(CellFile, path / CELL)

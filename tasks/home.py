@@ -1,8 +1,9 @@
 """The home directory: where everything of an embedded installation lies, and the environment."""
 
 import os
-import platform
+from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 from schemas.base import BadInput
 from schemas.digest import digest_text
@@ -49,8 +50,23 @@ class Home:
 
     @property
     def lease_key(self) -> str:
-        """What a run in this home holds, and how its runs are found."""
-        return f"home-{platform.node()}-{digest_text(str(self.root))[:16]}"
+        """What a run in this home holds, and how its runs are found.
+
+        The same on every machine that has the home at this place, another one for a copy of it.
+        """
+        return f"home-{self._identity}-{digest_text(str(self.root))[:8]}"
+
+    @property
+    def _identity(self) -> str:
+        """What tells this home from others, written down when it is asked for first."""
+        file = self.root / "identity"
+        if not file.is_file():
+            mine = file.with_name(f".{file.name}-{uuid4().hex}")
+            mine.write_text(uuid4().hex[:16], "utf-8")
+            with suppress(FileExistsError):
+                file.hardlink_to(mine)
+            mine.unlink()
+        return file.read_text("utf-8")
 
     def activate(self, offline: bool) -> None:
         """Make the directory and point every dependency at it, with telemetry off.

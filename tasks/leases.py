@@ -10,15 +10,15 @@ import os
 import platform
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from pathlib import Path
 
 import psutil
 from sqlalchemy import ColumnElement, Connection, insert, select, update
 
 from schemas.base import BadInput, Contract
+from sdft.process import machine
 from tasks.console import say
 from tasks.failures import RunFailed
 from tasks.home import Home
@@ -47,7 +47,7 @@ class Holder(Contract):
     @property
     def is_dead(self) -> bool:
         """Whether it can be seen from here that this process is no more."""
-        if self.machine != _machine():
+        if self.machine != machine():
             return False
         try:
             process = psutil.Process(self.pid)
@@ -83,19 +83,11 @@ def myself() -> Holder:
     process = psutil.Process()
     return Holder(
         host=platform.node(),
-        machine=_machine(),
+        machine=machine(),
         pid=process.pid,
         started=process.create_time(),
         since=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def _machine() -> str:
-    """This machine since its last start, and its own numbering of processes."""
-    boot, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
-    if not boot.is_file():
-        return platform.node()
-    return f"{boot.read_text().strip()} {os.readlink(space)}"  # noqa: PTH115
 
 
 @contextmanager
@@ -119,6 +111,26 @@ def check(ledger: Ledger, fence: Fence) -> None:
     """Raise Fenced where another process has taken the key over."""
     with ledger.reading() as connection:
         check_in(connection, fence)
+
+
+def checking(ledger: Ledger, fence: Fence) -> Callable[[], None]:
+    """`check`, to be called again and again: a short outage of the ledger's database passes.
+
+    Raises LedgerAway where it has not answered for as long as a lease lives without a beat.
+    """
+    answered = time.monotonic()
+
+    def look() -> None:
+        nonlocal answered
+        try:
+            check(ledger, fence)
+        except LedgerAway:
+            if time.monotonic() - answered > lease_s():
+                raise
+        else:
+            answered = time.monotonic()
+
+    return look
 
 
 def check_in(connection: Connection, fence: Fence) -> None:

@@ -58,13 +58,10 @@ class Ledger:
         try:
             with self.transaction() as connection:  # two processes may find it missing at once
                 METADATA.create_all(connection)
-        except (SQLAlchemyError, LedgerAway) as error:  # its text may hold a part of the address
-            if "locked" in str(error):
-                raise
-            kind = type(error).__name__ if isinstance(error, SQLAlchemyError) else "no answer"
+        except SQLAlchemyError as error:  # its text may hold a part of the address
             raise BadInput(
-                f"the ledger's database ({shown_address(home.ledger_uri)}) cannot be used: {kind}; "
-                "see SDFT_LEDGER_URL"
+                f"the ledger's database ({shown_address(home.ledger_uri)}) cannot be used: "
+                f"{type(error).__name__}; see SDFT_LEDGER_URL"
             ) from None
 
     def entries(self, name: str | None = None) -> list[Entry]:

@@ -32,7 +32,8 @@ _ASK = """
 import json, torch
 print(json.dumps([
     {"name": f"GPU-{torch.cuda.get_device_properties(n).uuid}",
-     "free_bytes": torch.cuda.mem_get_info(n)[0]}
+     "free_bytes": torch.cuda.mem_get_info(n)[0],
+     "total_bytes": torch.cuda.mem_get_info(n)[1]}
     for n in range(torch.cuda.device_count())
 ]))
 """
@@ -44,7 +45,8 @@ class Device(Contract):
 
     name: str
     """As CUDA_VISIBLE_DEVICES has it."""
-    free_bytes: int | None
+    free_bytes: int | None = None
+    total_bytes: int | None = None
     """None where it is not known."""
 
 
@@ -61,6 +63,14 @@ def placed_on(device: str, count: int, memory_gib: float | None, label: str) -> 
         return
     if len(there) < count:
         raise BadInput(f"{label}: asks for {count} GPUs (runtime); this machine has {len(there)}")
+    needed = (memory_gib or 0) * GIB
+    large = [one for one in there if one.total_bytes is None or one.total_bytes >= needed]
+    if len(large) < count:
+        most = max(one.total_bytes or 0 for one in there) / GIB
+        raise BadInput(
+            f"{label}: asks for {count} GPUs with {memory_gib} GiB each (runtime.gpu_memory_gib); "
+            f"{len(large)} of this machine's have as much, the largest {most:.1f} GiB"
+        )
     with ExitStack() as held:
         waits = False
         while len(names := _held(held, there, count, memory_gib)) < count:
@@ -79,7 +89,7 @@ def placed_on(device: str, count: int, memory_gib: float | None, label: str) -> 
 def devices() -> list[Device]:
     """The GPUs that may be used."""
     if named := os.environ.get(DEVICES):
-        return [Device(name=one.strip(), free_bytes=None) for one in named.split(",")]
+        return [Device(name=one.strip()) for one in named.split(",") if one.strip()]
     if not any(Path("/dev").glob("nvidia[0-9]*")):  # asking torch would cost seconds
         return []
     return _asked()

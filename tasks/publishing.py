@@ -7,7 +7,7 @@ from prefect import task
 
 from schemas.base import Contract
 from schemas.results import Verdict
-from sdft.chain import let_in
+from sdft.chain import let_in, newest
 from sdft.record import ADAPTER
 from tasks.aliases import settle
 from tasks.console import say
@@ -80,9 +80,18 @@ def publish_stages(
     return known
 
 
-def is_let_in(home: Home, name: str, version: str | None, verdict: Verdict) -> bool:
-    """Whether the next stage may start from this one: it passed, or a person overrode that."""
-    return verdict.passed if version is None else let_in(Ledger(home).entries(name), version)
+def is_let_in(home: Home, name: str, stage_key: str, verdict: Verdict) -> bool:
+    """Whether the next stage may start from this one: it passed, or a person overrode that.
+
+    By the ledger, also while MLflow is away, where it has this verdict.
+    """
+    entries = Ledger(home).entries(name)
+    for one in entries:
+        if (one.kind, one.stage_key) == ("registered", stage_key) and one.version:
+            judged = newest(entries, one.version, "verdict")
+            if judged is not None and judged.verdict_hash == verdict.digest:
+                return let_in(entries, one.version)
+    return verdict.passed
 
 
 def stack_of(line: Sequence[TrainedStage]) -> Stack | None:

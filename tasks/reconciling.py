@@ -2,16 +2,13 @@
 
 import os
 import shutil
-import time
-from pathlib import Path
 
-import psutil
 from prefect import get_client, task
 from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
 from prefect.runtime import flow_run
 from prefect.states import Crashed
 
-from sdft.files import PARTIAL
+from sdft.files import PARTIAL, is_orphan
 from tasks.console import say
 from tasks.home import Home
 from tasks.leases import holders, release_dead
@@ -20,8 +17,6 @@ from tasks.orchestration import PrefectAway, reaching_prefect
 from tasks.stageruns import ENDED
 from tasks.tracking import HOME_TAG, STAGE_KEY, Away, open_client, reaching, set_tags
 
-OLD_S = 24 * 3600
-"""A half-written directory is kept so long, unless its process can be seen to be dead."""
 DEPTH = 4
 """How deep below the home directories are written."""
 GONE = "its process is gone and left no word"
@@ -76,15 +71,16 @@ def _close_flow_runs(home: Home, ledger: Ledger) -> list[str]:
 
     The holder itself asks this when it starts: every other one is dead.
     """
-    holder = holders(ledger).get(home.lease_key)
-    if holder is not None and holder.pid != os.getpid():
-        return []
     running = {"type": {"any_": ["RUNNING"]}}
     wanted = FlowRunFilter.model_validate({"state": running, "tags": {"all_": [home.lease_key]}})
     tasks = TaskRunFilter.model_validate({"state": running})
     closed: list[str] = []
     with get_client(sync_client=True) as client:
-        for run in client.read_flow_runs(flow_run_filter=wanted):
+        running_now = client.read_flow_runs(flow_run_filter=wanted)
+        holder = holders(ledger).get(home.lease_key)  # only now: one that begins is in both
+        if holder is not None and holder.pid != os.getpid():
+            return []
+        for run in running_now:
             if str(run.id) == flow_run.id:
                 continue
             its_own = FlowRunFilter.model_validate({"id": {"any_": [run.id]}})
@@ -99,13 +95,7 @@ def _remove_half_written(home: Home) -> list[str]:
     removed: list[str] = []
     for depth in range(DEPTH):
         for path in home.root.glob("*/" * depth + f"{PARTIAL}*"):
-            if _is_orphan(path):
+            if is_orphan(path):
                 shutil.rmtree(path, ignore_errors=True)
                 removed.append(f"removed {path.relative_to(home.root)}, which was not finished")
     return removed
-
-
-def _is_orphan(path: Path) -> bool:
-    number = path.name.removeprefix(PARTIAL).partition("-")[0]
-    alive = number.isdigit() and psutil.pid_exists(int(number))
-    return not alive or time.time() - path.stat().st_mtime > OLD_S

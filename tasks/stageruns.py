@@ -14,7 +14,7 @@ from sdft.record import RECORD, recorded_folders
 from sdft.stagelog import METRICS, MetricsReader, read_metrics
 from tasks.home import Home
 from tasks.leases import Fence, Fenced, check
-from tasks.ledger import Ledger
+from tasks.ledger import Ledger, LedgerAway
 from tasks.machine import MachineMetrics
 from tasks.packages import MODEL_FILES
 from tasks.seen import known_record
@@ -48,6 +48,7 @@ class Spool:
 
     def __init__(self, home: Home, work: Path, spec: StageSpec, inputs: StageInputs, fence: Fence):
         self._home, self._spec, self._inputs, self._fence = home, spec, inputs, fence
+        self._ledger = Ledger(home)
         self._reader = MetricsReader(work / METRICS)
         self._waiting: list[StepMetrics] = []
         self._ended = threading.Event()
@@ -66,7 +67,7 @@ class Spool:
 
     def _work(self) -> None:
         pause, run_id, there, machine = 0.0, None, set[int](), None
-        client, ledger = open_client(self._home), Ledger(self._home)
+        client = open_client(self._home)
         while not self._ended.wait(pause):
             try:
                 with reaching(self._home):
@@ -77,12 +78,12 @@ class Spool:
                         there = _steps(client, run_id)
                         machine = MachineMetrics(run_id, self._home.tracking_uri)
                     self._waiting += self._reader.new()
-                    check(ledger, self._fence)
+                    check(self._ledger, self._fence)
                     carry(client, run_id, [one for one in self._waiting if one.step not in there])
                     if machine is not None and (sample := machine.new(self._reader.step)):
                         client.log_batch(run_id, metrics=sample)
                 self._waiting, self.is_away, pause = [], False, CARRY_S
-            except (Away, NotLetIn):
+            except (Away, NotLetIn, LedgerAway):
                 self.is_away, pause = True, min(max(2 * pause, CARRY_S), LONGEST_S)
             except Fenced:  # the training itself will notice
                 return
@@ -185,5 +186,9 @@ def _log_files(client: MlflowClient, run_id: str, directory: Path, inputs: Stage
         if ".safetensors" not in file.name:  # the weights are in the registered package
             client.log_artifact(run_id, str(file), MODEL_FILES)
     for checkpoint in sorted((directory / "checkpoints").glob("step-*")):
-        for file in ("model.safetensors", "manifest.json"):
-            client.log_artifact(run_id, str(checkpoint / file), f"checkpoints/{checkpoint.name}")
+        kept = f"checkpoints/{checkpoint.name}"
+        client.log_artifact(run_id, str(checkpoint / "manifest.json"), kept)
+        if (parts := checkpoint / "model").is_dir():  # as the ranks of a sharded stage had them
+            client.log_artifacts(run_id, str(parts), f"{kept}/model")
+        else:
+            client.log_artifact(run_id, f"{parts}.safetensors", kept)

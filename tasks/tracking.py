@@ -5,7 +5,6 @@ The files of a stage are the truth and MLflow the view: all here can be made aga
 
 import json
 import logging
-import os
 import re
 import sqlite3
 from collections.abc import Callable, Generator
@@ -35,7 +34,7 @@ from sqlalchemy.exc import OperationalError
 from schemas.base import BadInput, sync
 from schemas.snapshot import Snapshot
 from schemas.stage import StageSpec
-from sdft.files import PARTIAL
+from sdft.files import partial_name
 from sdft.process import exclusive
 from tasks.console import shown_address
 from tasks.failures import RunFailed
@@ -159,7 +158,7 @@ def _make_tables(uri: str) -> None:
     file = Path(name)
     with exclusive(file.parent):
         if not file.is_file():
-            with TemporaryDirectory(prefix=f"{PARTIAL}{os.getpid()}-", dir=file.parent) as folder:
+            with TemporaryDirectory(prefix=partial_name(), dir=file.parent) as folder:
                 partial = Path(folder) / file.name
                 made_at = f"sqlite:///{partial}"
                 MlflowClient(made_at, made_at)

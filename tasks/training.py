@@ -23,7 +23,7 @@ from tasks.elsewhere import TRAIN, Job, deployment, have_done
 from tasks.failures import RunFailed
 from tasks.fetching import fetch_stage
 from tasks.home import Home
-from tasks.leases import Fence, Fenced, check, leased
+from tasks.leases import Fence, Fenced, check, checking, leased
 from tasks.ledger import Ledger
 from tasks.parcels import cache_of, model_name, received, send_data, send_model, send_stage
 from tasks.placement import has_gpu, placed_on
@@ -256,7 +256,7 @@ def _run_trainer(
         TextColumn("{task.completed:>4}/{task.total} steps  {task.fields[now]}"),
         TimeElapsedColumn(),
     ]
-    reader, ledger = MetricsReader(work / METRICS), Ledger(home)
+    reader, check_fence = MetricsReader(work / METRICS), checking(Ledger(home), fence)
     health = Health(spec.training, spec.runtime)
     with Progress(
         *columns, console=console, transient=True, disable=not console.is_terminal
@@ -264,7 +264,7 @@ def _run_trainer(
         bar = progress.add_task("", total=steps, now="starting")
 
         def tick() -> int:
-            check(ledger, fence)
+            check_fence()
             for line in reader.new():
                 for finding in health.look(line):
                     if not finding.stops:  # the trainer ends with that one, and says it

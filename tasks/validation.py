@@ -178,7 +178,8 @@ class Checker:
             if bad:
                 write_quarantine(rows, violations, partial / "quarantine.parquet")
             keep = [row for number, row in enumerate(rows, 1) if number not in bad]
-            if violations and (self.curriculum.on_invalid == "fail" or not keep or not bad):
+            of_no_row = any(not violation.rows for violation in violations)
+            if violations and (self.curriculum.on_invalid == "fail" or not keep or of_no_row):
                 refused = self.home.data / f"refused-{key[:32]}"
                 shutil.rmtree(refused, ignore_errors=True)
                 partial.rename(refused)

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from schemas.base import BadInput, Contract, write_atomically
-from schemas.expectations import TELLS_WHY, Expectation
+from schemas.expectations import TELL_WHY, Expectation
 from sdft.data import Row, row_id, write_table
 
 SHOWN_ROWS = 8
@@ -72,11 +72,11 @@ def run_expectations(
 def _violation(result: Any) -> Violation:
     config = result["expectation_config"]
     places = result["result"].get("unexpected_index_list") or ()
-    tells = config["kwargs"].get("column") == TELLS_WHY
+    column = config["kwargs"].get("column")
     return Violation(
         rule=config["meta"]["rule"],
         rows=tuple(int(place["row"]) for place in places),
-        why={int(place["row"]): place[TELLS_WHY] for place in places} if tells else {},
+        why={int(place["row"]): place[column] for place in places if column in TELL_WHY},
     )
 
 

@@ -1,6 +1,7 @@
 """Reading data: every format gives the same rows; bad files say what is wrong and where."""
 
 import json
+import os
 from pathlib import Path
 
 import datasets
@@ -93,6 +94,9 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
     (folder / "list.jsonl").write_text("[1]\n")
     (folder / "blank.jsonl").write_text("\n\n")
     (folder / "shifted.csv").write_text("prompt,response\na,b\nc,d, e\n")
+    (folder / "twice.csv").write_text("prompt,response,prompt\na,b,c\n")
+    (folder / "mark.csv").write_bytes(b"\xef\xbb\xbf")
+    (folder / "deep.jsonl").write_text('{"prompt": ' + "[" * 10**5 + "]" * 10**5 + "}\n")
     write_jsonl(folder / "columns.jsonl", [{"question": "a", "answer": "b"}])
     assert good.is_file()
     return {
@@ -107,6 +111,9 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
         "no object": (folder / "list.jsonl", r"list\.jsonl:1: holds something else"),
         "no rows": (folder / "blank.jsonl", "has no rows"),
         "shifted CSV": (folder / "shifted.csv", r"shifted\.csv:3: has 3 fields, the header 2"),
+        "column twice": (folder / "twice.csv", r"twice\.csv:1: has two columns 'prompt'"),
+        "CSV without a header": (folder / "mark.csv", "has no rows"),
+        "deep JSON": (folder / "deep.jsonl", r"deep\.jsonl:1: is nested too deeply"),
         "unknown kind": (folder / "rows.txt", r"is none of \.jsonl"),
         "columns": (folder / "columns.jsonl", "has no column 'prompt'.*question, answer"),
     }
@@ -126,6 +133,9 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
         "no object",
         "no rows",
         "shifted CSV",
+        "column twice",
+        "CSV without a header",
+        "deep JSON",
         "unknown kind",
         "columns",
     ],
@@ -162,6 +172,28 @@ def test_texts_stay_texts(tmp_path: Path) -> None:
         "\ufeffid,prompt,response\n2024-01-01,2024-01-01,2024-01-02T00:00:00\n", encoding="utf-8"
     )
     assert read(tmp_path / "dates.csv", tmp_path) == rows
+
+
+def test_a_field_of_csv_may_be_a_whole_document(tmp_path: Path) -> None:
+    document = 'He said "no",\r\nthen left.\n' * 10**4
+    row = {"prompt": "Sum up", "response": "", "context": document}
+    quoted = document.replace('"', '""')
+    (tmp_path / "long.csv").write_text(
+        f'prompt,response,context\n\nSum up,,"{quoted}"\n\n', encoding="utf-8", newline=""
+    )
+    assert read(tmp_path / "long.csv", tmp_path) == [row]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_other_rows_with_the_same_name_and_time_are_other_rows(kind: str, tmp_path: Path) -> None:
+    """As archives and copies that keep times leave them."""
+    path = tmp_path / f"rows.{kind}"
+    for rows in (ROWS, ROWS[::-1]):
+        frame = pd.DataFrame(rows)
+        frame.to_csv(path, index=False) if kind == "csv" else frame.to_parquet(path)
+        os.utime(path, (10**9, 10**9))
+        assert read(path, tmp_path) == rows
+    assert not (tmp_path / "cache").exists()
 
 
 def test_columns_that_are_none_of_ours_are_refused(tmp_path: Path) -> None:

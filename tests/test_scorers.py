@@ -37,4 +37,8 @@ def test_references_that_could_never_match_are_found_before_any_work() -> None:
     assert reference_problem("tool_call", "weather in Oslo") is not None
     assert reference_problem("tool_call", '{"a": 1e999}') is not None
     assert reference_problem("exact_match", "  ") is not None
+    deep = '{"a": ' + "[" * 10**5
+    assert reference_problem("tool_call", deep) is not None
+    assert SCORERS["tool_call"](deep, ['{"tool": "x"}']) == 0.0
+    assert reference_problem("regex", "(" * 10**4 + ")" * 10**4) is not None
     assert reference_problem("tool_call", '{"tool": "x"}') is None

@@ -10,6 +10,7 @@ from conftest import eval_rows, save_tiny_model, train_rows, write_jsonl
 
 from schemas.base import BadInput
 from schemas.curriculum import Curriculum, DataSource
+from schemas.expectations import Expectation, train_suite
 from schemas.snapshot import Snapshot, SuiteData
 from sdft.data import Row, read_rows
 from tasks import validation
@@ -70,6 +71,10 @@ BAD_TRAIN = {
         ],
         "roles are .*: not so in row 1",
     ),
+    "three roles in one": (
+        altered(prompt=[{"role": "user>assistant>user", "content": "x"}]),
+        "roles are .*: not so in row 3",
+    ),
 }
 
 
@@ -108,6 +113,12 @@ def test_bad_rows_are_named_with_row_and_rule(name: str, tiny_dir: Path, tmp_pat
             r"can use every reference: not so in row 2 \(' ' is blank\)",
         ),
         ({"choices": 3}, "exact_match", "choices is a list of texts or null.*row 2"),
+        ({"choices": "yes|no"}, "exact_match", "choices is a list of texts or null.*row 2"),
+        (
+            {"references": ["a{99999999999999}"]},
+            "regex",
+            r"can use every reference: not so in row 2 .* is no regular expression",
+        ),
         ({"prompt": ""}, "exact_match", "prompt is not blank.*row 2"),
     ],
 )
@@ -130,6 +141,54 @@ def test_continue_learns_from_the_good_rows_and_keeps_the_bad_ones(
     assert bad["row"] == 3
     assert bad["reasons"] == ["response is not blank"]
     assert json.loads(bad["content"])["id"] == "alpha-2"
+
+
+def test_a_blank_response_does_not_hide_a_long_one(tiny_dir: Path, tmp_path: Path) -> None:
+    rows = altered(response="")
+    rows[4]["response"] = "x" * 80
+    data = check(tmp_path, tiny_dir, rows, on_invalid="continue")
+    assert data.train is not None
+    assert (data.train.rows, data.train.quarantined) == (4, 2)
+
+
+def test_a_rule_that_cannot_be_looked_at_lets_nothing_pass(
+    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though another one names a row that can be left out."""
+
+    def crashes_too(*limits: int) -> list[Expectation]:
+        crashing = Expectation(
+            type="expect_column_values_to_be_between",
+            kwargs={"column": "response", "max_value": 3},
+            rule="a text is at most 3",
+        )
+        return [*train_suite(*limits), crashing]
+
+    monkeypatch.setattr(validation, "train_suite", crashes_too)
+    with pytest.raises(
+        BadInput, match=r"(?s)(?=.*at most 3: not so\n)(?=.*not blank: not so in row 3\n)"
+    ):
+        check(tmp_path, tiny_dir, altered(response=""), on_invalid="continue")
+
+
+def test_turns_that_the_chat_template_refuses_are_named(tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "model")
+    template = model / "chat_template.jinja"
+    refusal = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('No system role') }}{% endif %}"
+    )
+    template.write_text(refusal + template.read_text())
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "x"}]
+    with pytest.raises(
+        BadInput, match=r"template takes the turns: not so in row 3 \(No system role\)"
+    ):
+        check(tmp_path, model, altered(prompt=turns))
+    items = eval_rows(3)
+    items[1]["prompt"] = turns
+    with pytest.raises(
+        BadInput, match=r"template takes the turns: not so in row 2 \(No system role\)"
+    ):
+        check(tmp_path, model, train_rows(3), items)
 
 
 def test_the_quarantine_says_why_a_reference_is_of_no_use(tiny_dir: Path, tmp_path: Path) -> None:
