@@ -41,13 +41,14 @@ from schemas.digest import digest_json
 from schemas.results import EvaluationSpec, SuiteSpec
 from schemas.settings import LoraSettings
 from schemas.stage import ALGORITHM_VERSION, StageSpec
-from sdft.data import data_hash, eval_table, read_items, read_rows, train_table, write_table
+from sdft.data import data_hash, eval_table, read_items, train_table, write_table
 from sdft.evaluate import evaluate
 from sdft.modelfiles import chat_template, convert_gguf, model_files, model_hash
 from sdft.process import StageFailed, Stop, exclusive, is_locked
 from sdft.record import code_version, library_versions, verified_record
 from sdft.rehearsal import rehearsed
 from sdft.scorers import SCORERS, contains, exact_match
+from sdft.sources import read_rows
 from sdft.train import train
 
 

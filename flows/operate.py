@@ -126,10 +126,10 @@ def _checked(cron: str) -> str:
 def _show_cron(cron: str, file: Path, home: Home) -> None:
     program = Path(sys.executable).with_name("sdft")
     words = [str(program), "learn", str(file), "--home", str(home.root)]
-    command = shlex.join(words).replace("%", "\\%")  # cron takes it for a line's end
     log = shlex.quote(str(home.root / "nightly.log"))
+    command = f"{shlex.join(words)} >> {log} 2>&1".replace("%", "\\%")  # to cron a line's end
     console.print("a line for `crontab -e`; a run that finds another one at work waits for it:")
-    print(f"{cron} {command} >> {log} 2>&1")
+    print(f"{cron} {command}")
 
 
 def _show_applied(applied: list["Applied"], pools: str) -> None:

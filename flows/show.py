@@ -1,10 +1,13 @@
 """Tables for people: the retention matrix, the verdicts, the plan, the registry."""
 
+import os
+import shlex
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 from rich.text import Text
 
+from flows.options import DEFAULT_HOME
 from schemas.results import Cell, RetentionMatrix, Verdict
 from tasks.aliases import CHAMPION
 from tasks.console import console, shown_address
@@ -36,7 +39,7 @@ def show_learned(learned: "Learned", home: Home) -> None:
     show_matrix(learned.matrix)
     versions = {row.stage: row.version for row in learned.matrix.rows}
     for verdict in learned.verdicts:
-        _show_verdict(verdict, learned.matrix.curriculum, versions[verdict.stage])
+        _show_verdict(verdict, learned.matrix.curriculum, versions[verdict.stage], home)
     if not learned.trained:
         console.print("nothing to learn: every stage was finished before", style="bold")
     name = learned.matrix.curriculum
@@ -55,7 +58,7 @@ def show_learned(learned: "Learned", home: Home) -> None:
         console.print(f"champion: none, what has passed is to be promoted; see sdft ledger {name}")
     if learned.report is not None:
         uri = home.tracking_uri
-        pages = shown_address(uri) if uri.startswith("http") else f"sdft ui --home {home.root}"
+        pages = shown_address(uri) if uri.startswith("http") else f"sdft ui{_home_option(home)}"
         console.print(
             f"look next: [bold]{pages}[/bold], run {learned.report.run_id} "
             f"(retention/matrix.png, retention/curves.png)",
@@ -144,7 +147,7 @@ def show_status(names: list[RegisteredName]) -> None:
             console.print(told, style="yellow", markup=False, soft_wrap=True)
 
 
-def _show_verdict(verdict: Verdict, name: str, version: str | None) -> None:
+def _show_verdict(verdict: Verdict, name: str, version: str | None, home: Home) -> None:
     word, style = DECISIONS[verdict.decision]
     note = ": needs a person" if verdict.decision == "ask" else ""
     console.print(f"[{style}]{word:<9}[/]{verdict.skill}{note}")
@@ -152,8 +155,14 @@ def _show_verdict(verdict: Verdict, name: str, version: str | None) -> None:
         console.print(f"         {reason}", markup=False)
     suites = [one.suite for one in verdict.judgements if one.decision != "pass"]
     if suites and version is not None:
-        asked = f"sdft answers {name}/{version} {suites[0]} --wrong"
+        asked = f"sdft answers {name}/{version} {suites[0]} --wrong{_home_option(home)}"
         console.print(f"         look at the answers: {asked}", markup=False, soft_wrap=True)
+
+
+def _home_option(home: Home) -> str:
+    """What a command needs to look into this home."""
+    default = Home(os.environ.get("SDFT_HOME") or DEFAULT_HOME)
+    return "" if home.root == default.root else f" --home {shlex.quote(str(home.root))}"
 
 
 def _cell(cell: Cell | None, own: bool) -> str:

@@ -11,7 +11,7 @@ from schemas.base import Contract
 EXPECTATIONS_VERSION = 4
 
 ROLES = r"^(?:system>)?(?:user>assistant>)*user\Z"
-_COMMON = ["row", "id", "prompt", "roles", "student_tokens", "template_problem"]
+_COMMON = ["row", "id", "prompt", "chat_as_text", "roles", "student_tokens", "template_problem"]
 TRAIN_FACTS = [*_COMMON, "response", "response_tokens", "teacher_tokens", "in_eval", "context_ok"]
 ANCHOR_FACTS = [*_COMMON, "in_eval", "in_train"]
 EVAL_FACTS = [*_COMMON, "references", "reference_problem", "choices_ok"]
@@ -80,7 +80,13 @@ def _common_suite(columns: list[str], prompt_limit: int) -> list[Expectation]:
             kwargs={"column": "id"},
             rule="id is unique (rows without ids: no two rows are equal)",
         ),
-        *_text("prompt"),
+        _not_null("prompt", "prompt is a text, or messages with texts as role and content"),
+        _not_blank("prompt"),
+        _one_of(
+            "chat_as_text",
+            [False],
+            "prompt is no text that holds chat messages (JSONL and Parquet hold them as they are)",
+        ),
         Expectation(
             type="expect_column_values_to_match_regex",
             kwargs={"column": "roles", "regex": ROLES},
@@ -92,14 +98,15 @@ def _common_suite(columns: list[str], prompt_limit: int) -> list[Expectation]:
 
 
 def _text(column: str) -> list[Expectation]:
-    return [
-        _not_null(column, f"{column} is a text and not null"),
-        Expectation(
-            type="expect_column_values_to_match_regex",
-            kwargs={"column": column, "regex": r"\S"},
-            rule=f"{column} is not blank",
-        ),
-    ]
+    return [_not_null(column, f"{column} is a text and not null"), _not_blank(column)]
+
+
+def _not_blank(column: str) -> Expectation:
+    return Expectation(
+        type="expect_column_values_to_match_regex",
+        kwargs={"column": column, "regex": r"\S"},
+        rule=f"{column} is not blank",
+    )
 
 
 def _not_null(column: str, rule: str) -> Expectation:

@@ -27,15 +27,15 @@ class Drop(Contract):
 
     name: str
     files: tuple[SourceFile, ...]
-    links: tuple[str, ...] = ()
-    """Paths that are symbolic links; nothing is read through them."""
+    problems: tuple[str, ...] = ()
+    """Paths that cannot or must not be read, with the reason."""
 
     @property
     def refused(self) -> str | None:
         """Why nothing of it may be read; None where it may."""
         paths = [file.path for file in self.files]
-        if self.links:
-            return f"{self.links[0]} is a symbolic link; copy the file"
+        if self.problems:
+            return self.problems[0]
         if odd := [path for path in paths if not _stays_inside(path)]:
             return f"{odd[0]!r} is no path of a file inside it"
         if COMPLETE not in paths:

@@ -17,6 +17,8 @@ from sdft.scorers import reference_problem
 
 SHOWN = 40
 """Characters of a reference that cannot be used."""
+_CHAT = re.compile(r"""\s*\[\s*\{\s*["'](?:role|content)["']\s*:""")
+"""How chat messages begin that were written into one field, as JSON or as Python shows them."""
 
 
 class FactMaker:
@@ -95,6 +97,7 @@ class FactMaker:
             "row": number,
             "id": row_id(row),
             "prompt": messages and messages[-1]["content"],
+            "chat_as_text": isinstance(row["prompt"], str) and bool(_CHAT.match(row["prompt"])),
             "roles": messages and _roles(messages),
             "student_tokens": tokens,
             "template_problem": problem,

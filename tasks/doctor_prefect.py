@@ -51,7 +51,7 @@ def _prefect(client: SyncPrefectClient, where: str) -> Findings:
         deploy = "sdft deploy FILE --profile server"
         yield note("deployments", "none: nothing runs on a schedule", deploy)
     elif paused := [one.name for one in deployments if one.paused]:
-        yield note("deployments", f"paused: {', '.join(paused)}", "prefect deployment resume")
+        yield note("deployments", f"paused: {', '.join(paused)}", "resume them on Prefect's page")
     if deployments and not client.read_automations_by_name(ZOMBIES):
         made = "sdft deploy makes the automation"
         yield note("dead runs", "nothing ends them: a run that was killed stays Running", made)

@@ -14,13 +14,15 @@ from pyarrow.lib import ArrowException
 from schemas.base import BadInput
 from schemas.curriculum import S3
 from schemas.watched import COMPLETE, Copy, Drop, SourceFile
-from sdft.files import placed
+from sdft.files import partial_name, placed
 from sdft.modelfiles import all_files
 from tasks.console import shown_address
 from tasks.home import Home
 
 COPY, CONTENT = "copy.json", "skill"
 """In a copy's directory: what it is, written last, and the files."""
+READ_BYTES = 2**20
+LINK = "is a symbolic link; copy the file"
 
 
 def list_drops(address: str) -> dict[str, Drop]:
@@ -31,18 +33,18 @@ def list_drops(address: str) -> dict[str, Drop]:
     with _reading(address):
         files = [*(_on_s3(address) if address.startswith(S3) else _on_disk(Path(address)))]
     found: dict[str, list[SourceFile]] = defaultdict(list)
-    links: dict[str, list[str]] = defaultdict(list)
+    problems: dict[str, list[str]] = defaultdict(list)
     for path, file in files:
         name, _, inside = path.partition("/")
         if name.startswith(".") and name != "..":
             continue
-        if file is None:
-            links[name].append(inside or name)
+        if isinstance(file, str):
+            problems[name].append(f"{inside or name} {file}")
         elif inside:
             found[name].append(file.model_copy(update={"path": inside}))
     return {
-        name: Drop(name=name, files=tuple(found[name]), links=tuple(links[name]))
-        for name in sorted({*found, *links})
+        name: Drop(name=name, files=tuple(found[name]), problems=tuple(problems[name]))
+        for name in sorted({*found, *problems})
     }
 
 
@@ -60,14 +62,20 @@ def copy_of(drop: Drop, address: str, home: Home) -> tuple[Copy, Path]:
             return there, folder / CONTENT
     system, root = _system(address)
     home.watched.mkdir(exist_ok=True)
-    fetched = home.watched / f".{drop.name}"
-    with _reading(address), placed(fetched) as partial:
+    fetched = home.watched / f"{partial_name()}{drop.name}-fetched"
+    with placed(fetched) as partial:
         for file in listing:
             target = partial / CONTENT / file.path
             target.parent.mkdir(parents=True, exist_ok=True)
-            place = f"{root}/{drop.name}/{file.path}"
-            with system.open_input_stream(place) as source, target.open("wb") as written:
-                shutil.copyfileobj(source, written)
+            with _reading(address):
+                source = system.open_input_stream(f"{root}/{drop.name}/{file.path}")
+            with source, target.open("wb") as written:
+                while True:
+                    with _reading(address):
+                        part = source.read(READ_BYTES)
+                    if not part:
+                        break
+                    written.write(part)
         copy = Copy(listing=listing, files=all_files(partial / CONTENT)).seal()
         copy.write(partial / COPY)
     folder = home.watched / copy_name(drop.name, copy.content_hash)
@@ -95,25 +103,37 @@ def copy_name(skill: str, content_hash: str) -> str:
     return f"{skill}-{content_hash[:16]}"
 
 
-Listed = Generator[tuple[str, SourceFile | None]]
-"""Paths under the address, with their file, or None for a symbolic link."""
+Listed = Generator[tuple[str, SourceFile | str]]
+"""Paths under the address, with their file, or why nothing may be read there."""
 
 
 def _on_disk(root: Path) -> Listed:
-    for folder, folders, names in os.walk(root, onerror=_raise):
-        for name in sorted(folders + names):
-            path = Path(folder, name)
-            inside = path.relative_to(root).as_posix()
-            if path.is_symlink():
-                yield inside, None
-            elif path.is_file():
-                stat = path.stat()
-                yield inside, _listed(inside, stat.st_size, stat.st_mtime_ns)
+    unread: list[OSError] = []
+    for top in sorted(root.iterdir()):
+        if top.is_symlink():
+            yield top.name, LINK
+        if top.is_symlink() or not top.is_dir():
+            continue
+        for folder, folders, names in os.walk(top, onerror=unread.append):
+            for name in sorted(folders + names):
+                path = Path(folder, name)
+                inside = path.relative_to(root).as_posix()
+                if path.is_symlink():
+                    yield inside, LINK
+                elif path.is_file():
+                    stat = path.stat()
+                    yield inside, _listed(inside, stat.st_size, stat.st_mtime_ns)
+    for error in unread:
+        yield Path(error.filename).relative_to(root).as_posix(), f"cannot be read: {error.strerror}"
 
 
 def _on_s3(address: str) -> Listed:
     system, root = _system(address)
-    for info in system.get_file_info(FileSelector(root, recursive=True)):
+    bucket = root.partition("/")[0]
+    if system.get_file_info(bucket).type == FileType.NotFound:
+        raise FileNotFoundError(f"there is no bucket {bucket}")
+    # A prefix of which all objects are gone is an empty folder.
+    for info in system.get_file_info(FileSelector(root, recursive=True, allow_not_found=True)):
         if info.type == FileType.File:
             inside = info.path.removeprefix(f"{root}/")
             yield inside, _listed(inside, info.size, info.mtime_ns)
@@ -137,7 +157,3 @@ def _reading(address: str) -> Generator[None]:
     except (OSError, ArrowException) as error:
         said = str(error).splitlines()[0]
         raise BadInput(f"{shown_address(address)}: cannot be read: {said}") from None
-
-
-def _raise(error: OSError) -> None:
-    raise error

@@ -16,7 +16,7 @@ from prefect import State, get_client
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelling, Completed, Crashed
+from prefect.states import Cancelled, Cancelling, Completed, Crashed
 
 from schemas.base import BadInput, Contract
 from tasks.console import say
@@ -24,7 +24,7 @@ from tasks.failures import RunFailed
 from tasks.home import Home
 from tasks.leases import holders, lease_s, pulse
 from tasks.ledger import Ledger, LedgerAway
-from tasks.orchestration import reaching_prefect
+from tasks.orchestration import PrefectAway, reaching_prefect
 
 TRAIN, EVALUATE = "SDFT_TRAIN_DEPLOYMENT", "SDFT_EVALUATE_DEPLOYMENT"
 """Environment variables: FLOW/DEPLOYMENT, such as train-skill/gpu."""
@@ -119,18 +119,23 @@ def _ended(run_id: UUID, job: Job, home: Home) -> State[Any]:
     """The last state of a run. One whose worker is dead is made Crashed: nobody else may do it."""
     ledger, waits = Ledger(home), False
     before = pulse(ledger, job.key)  # of those who had it earlier, and may be dead
-    seen, since = None, time.monotonic()
+    seen, since, told = None, time.monotonic(), False
     while True:
         time.sleep(POLL_S)
         try:
-            with get_client(sync_client=True) as client:
+            with reaching_prefect(), get_client(sync_client=True) as client:
                 state = client.read_flow_run(run_id).state
             assert state is not None, f"run {run_id} has no state"
             now = (state.type, beat := pulse(ledger, job.key))
             holder = holders(ledger).get(job.key)
-        except (httpx.TransportError, httpx.HTTPStatusError, LedgerAway):
-            since = time.monotonic()  # who does not answer is asked again; the work goes on
+        except ObjectNotFound:
+            return Cancelled(message=f"run {run_id} was deleted")
+        except (PrefectAway, LedgerAway) as away:
+            if not told:
+                say(job.step, job.label, f"{away}; asked again until it does", "yellow")
+            told, since = True, time.monotonic()  # the work goes on
             continue
+        told = False
         if state.is_final():
             return state
         if state.type == StateType.SCHEDULED and not waits:
@@ -161,5 +166,5 @@ def _cancel(run_id: UUID) -> None:
                 if state is None or state.is_final():
                     return
                 time.sleep(POLL_S)
-    except (httpx.TransportError, httpx.HTTPStatusError):
+    except (httpx.TransportError, httpx.HTTPStatusError, ObjectNotFound):
         say("prefect", "", f"run {run_id} could not be cancelled: no answer", "yellow")

@@ -238,7 +238,7 @@ def log_scores(client: MlflowClient, run_id: str, cells: dict[str, ScoredCell]) 
         if tags.get(asked) != scored.cell.suite_hash:
             client.log_artifact(run_id, scored.suite_file, evaluation_folder(suite))
             client.set_tag(run_id, asked, scored.cell.suite_hash)
-        if tags.get(known) != scored.cell.fingerprint:
+        if tags.get(known) != scored.cell.items_sha256:
             client.log_artifact(run_id, scored.items_file, evaluation_folder(suite))
             client.log_metric(run_id, f"eval/{suite}", scored.cell.score)
-            client.set_tag(run_id, known, scored.cell.fingerprint)
+            client.set_tag(run_id, known, scored.cell.items_sha256)

@@ -36,7 +36,7 @@ def fetch_stage(home: Home, spec: StageSpec, curriculum: str) -> bool:
             if experiment is None:
                 return False
             run = find_run(client, experiment.experiment_id, STAGE_KEY, spec.key)
-            if run is None or run.data.tags.get(LOGGED) != spec.key:
+            if run is None or not run.data.tags.get(LOGGED):
                 return False
             parcel = model_name(run.data.tags.get(MODEL_HASH, ""))
             version = None

@@ -79,13 +79,12 @@ def collect(home: Home, older_than_s: float, remove: bool) -> list[Garbage]:
 
 def _waiting(home: Home) -> dict[str, StageInputs]:
     """Finished stages, by directory, that the next run brings to MLflow or registers."""
-    client = open_client(home)
     found: dict[str, StageInputs] = {}
     for path in _directories(home.stages):
         record, inputs = _read(StageRecord, path / RECORD), _read(StageInputs, path / INPUTS)
         if record is None or inputs is None:
             continue
-        if (path / WAITING).exists() or not is_logged(client, inputs, record):
+        if (path / WAITING).exists() or not is_logged(home, inputs, record):
             found[path.name] = inputs
     return found
 

@@ -42,6 +42,7 @@ class Holder(Contract):
     machine: str
     pid: int
     started: float
+    """In seconds after the machine."""
     since: str
 
     @property
@@ -53,7 +54,7 @@ class Holder(Contract):
             process = psutil.Process(self.pid)
             if process.status() == psutil.STATUS_ZOMBIE:
                 return True
-            return abs(process.create_time() - self.started) > 1
+            return abs(_started(process) - self.started) > 1
         except psutil.NoSuchProcess:
             return True
 
@@ -85,9 +86,14 @@ def myself() -> Holder:
         host=platform.node(),
         machine=machine(),
         pid=process.pid,
-        started=process.create_time(),
+        started=_started(process),
         since=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _started(process: psutil.Process) -> float:
+    """Seconds from the machine's start to the process's: no clock that is set changes them."""
+    return process.create_time() - psutil.boot_time()
 
 
 @contextmanager

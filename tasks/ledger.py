@@ -58,6 +58,10 @@ class Ledger:
         try:
             with self.transaction() as connection:  # two processes may find it missing at once
                 METADATA.create_all(connection)
+        except LedgerAway as error:
+            raise LedgerAway(
+                f"{shown_address(home.ledger_uri)} (SDFT_LEDGER_URL): {error}"
+            ) from None
         except SQLAlchemyError as error:  # its text may hold a part of the address
             raise BadInput(
                 f"the ledger's database ({shown_address(home.ledger_uri)}) cannot be used: "

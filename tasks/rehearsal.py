@@ -74,7 +74,7 @@ class _Mixture:
         training = self.skill.training
         parts = {
             "own": self.own.hash,
-            "earlier": {name: one.data_hash for name, one in self.learned.items()},
+            "earlier": [[name, one.data_hash] for name, one in self.learned.items()],
             "share": self.share,
             "seed": self.seed,
             "limits": [training.max_new_tokens, training.max_prompt_tokens],

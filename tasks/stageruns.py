@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric
+from mlflow.entities import Metric, Run
 
 from schemas.stage import StageRecord, StageSpec, StepMetrics
 from sdft.record import RECORD, recorded_folders
@@ -116,13 +116,14 @@ def log_stage(home: Home, directory: Path, inputs: StageInputs) -> str:
         experiment_id = experiment(client, home, inputs.curriculum)
         run = stage_run(client, experiment_id, record.spec, inputs.stage)
         run_id = run.info.run_id
-        if run.data.tags.get(LOGGED) != record.key:
+        if not _has_all(home, run, inputs.curriculum, record):
+            set_tags(client, run_id, {LOGGED: ""})
             there = _steps(client, run_id)
             lines = read_metrics(directory / METRICS)
             carry(client, run_id, [line for line in lines if line.step not in there])
             _log_files(client, run_id, directory, inputs)
             client.set_terminated(run_id, "FINISHED")
-            tags = {MODEL_HASH: record.model_hash, ENDED: "finished", LOGGED: record.key}
+            tags = {MODEL_HASH: record.model_hash, ENDED: "finished", LOGGED: record.hash}
             set_tags(client, run_id, tags)
     return run_id
 
@@ -139,7 +140,7 @@ def sync_stages(home: Home) -> list[str]:
         inputs, record = StageInputs.read(directory / INPUTS), known_record(directory)
         assert record is not None
         with reaching(home):
-            is_there = is_logged(open_client(home), inputs, record)
+            is_there = is_logged(home, inputs, record)
         if not is_there:
             log_stage(home, directory, inputs)
             steps, skill = len(read_metrics(directory / METRICS)), record.spec.skill
@@ -147,11 +148,21 @@ def sync_stages(home: Home) -> list[str]:
     return done
 
 
-def is_logged(client: MlflowClient, inputs: StageInputs, record: StageRecord) -> bool:
+def is_logged(home: Home, inputs: StageInputs, record: StageRecord) -> bool:
     """Whether MLflow has all of a finished stage."""
+    client = open_client(home)
     known = client.get_experiment_by_name(inputs.curriculum)
     run = known and find_run(client, known.experiment_id, STAGE_KEY, record.key)
-    return run is not None and run.data.tags.get(LOGGED) == record.key
+    return run is not None and _has_all(home, run, inputs.curriculum, record)
+
+
+def _has_all(home: Home, run: Run, curriculum: str, record: StageRecord) -> bool:
+    """Whether a run has the files of this very training; those of a registered version stay."""
+    logged = run.data.tags.get(LOGGED)
+    if not logged or logged == record.hash:
+        return bool(logged)
+    entries = Ledger(home).entries(curriculum)
+    return any((one.kind, one.stage_key) == ("registered", record.key) for one in entries)
 
 
 def close_run(

@@ -23,9 +23,10 @@ from schemas.expectations import (
     train_suite,
 )
 from schemas.snapshot import Snapshot, SuiteData
-from sdft.data import Row, data_hash, eval_table, plain, read_rows, train_table, write_table
+from sdft.data import Row, data_hash, eval_table, plain, train_table, write_table
 from sdft.files import placed
 from sdft.modelfiles import all_files
+from sdft.sources import read_rows
 from tasks.basemodel import ModelDir
 from tasks.console import say
 from tasks.home import Home

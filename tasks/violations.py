@@ -112,7 +112,8 @@ def write_quarantine(rows: list[Row], violations: list[Violation], path: Path) -
 
 
 def message_of(source: str, violations: list[Violation], directory: Path) -> str:
-    lines = [f"{source}: {len(violations)} rules are broken"]
+    count = len(violations)
+    lines = [f"{source}: {count} {'rules are' if count > 1 else 'rule is'} broken"]
     for violation in violations:
         shown = ", ".join(
             f"{row} ({violation.why[row]})" if row in violation.why else str(row)

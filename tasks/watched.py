@@ -38,6 +38,12 @@ def watch(curriculum: Curriculum, home: Home) -> Watched:
     skills: list[Skill] = []
     remarks: list[Remark] = []
     for one in recorded:
+        if one.skill in {suite.name for suite in curriculum.suites}:
+            raise BadInput(
+                f"{one.skill}: was recorded as a skill from {shown_address(address)}, and the "
+                "curriculum has a skill or general suite of that name now, too; take it out or "
+                "give it another name"
+            )
         skill, remark = _as_recorded(one, drops.pop(one.skill, None), curriculum, home)
         skills.append(skill)
         remarks += [Remark(name=one.skill, said=remark)] if remark else []

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from schemas.base import BadInput
 from schemas.curriculum import DataSource
-from sdft.data import data_hash, eval_table, read_rows, train_table
+from sdft.data import data_hash, eval_table, train_table
+from sdft.sources import read_rows
 
 ROWS = [
     {"id": "007", "prompt": "Say NA", "response": "NA"},
@@ -34,11 +35,11 @@ def test_the_same_rows_in_any_format_are_the_same_data(tmp_path: Path) -> None:
     frame.to_csv(tmp_path / "rows.csv", index=False)
     frame.to_parquet(tmp_path / "rows.parquet")
     write_jsonl(tmp_path / "rows.jsonl", ROWS)
-    (tmp_path / "rows.json").write_text(json.dumps(ROWS))
+    (tmp_path / "rows.JSON").write_text(json.dumps(ROWS))
     datasets.Dataset.from_list(ROWS).save_to_disk(tmp_path / "directory")
     split = datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)})
     split.save_to_disk(tmp_path / "splits")
-    names = ["rows.csv", "rows.parquet", "rows.jsonl", "rows.json", "directory", "splits"]
+    names = ["rows.csv", "rows.parquet", "rows.jsonl", "rows.JSON", "directory", "splits"]
     hashes = {name: data_hash(train_table(read(tmp_path / name, tmp_path))) for name in names}
     assert len(set(hashes.values())) == 1, hashes
     assert train_table(ROWS)["response"].to_pylist() == ["NA", "42"]
@@ -95,6 +96,8 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
     (folder / "blank.jsonl").write_text("\n\n")
     (folder / "shifted.csv").write_text("prompt,response\na,b\nc,d, e\n")
     (folder / "twice.csv").write_text("prompt,response,prompt\na,b,c\n")
+    (folder / "semicolons.csv").write_text("prompt;response\na;b\n")
+    write_jsonl(folder / "chats.jsonl", [{"messages": [{"role": "user", "content": "a"}]}])
     (folder / "mark.csv").write_bytes(b"\xef\xbb\xbf")
     (folder / "deep.jsonl").write_text('{"prompt": ' + "[" * 10**5 + "]" * 10**5 + "}\n")
     write_jsonl(folder / "columns.jsonl", [{"question": "a", "answer": "b"}])
@@ -103,7 +106,13 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
         "missing": (folder / "nowhere.jsonl", "there is no such file"),
         "empty": (folder / "empty.jsonl", "is empty"),
         "truncated": (folder / "cut.parquet", "cannot be read"),
-        "not UTF-8": (folder / "latin.jsonl", "cannot be read"),
+        "not UTF-8": (
+            folder / "latin.jsonl",
+            r"no UTF-8 text \(byte 0xe9 at 15\); save it as UTF-8",
+        ),
+        "no dataset": (folder, r"none that datasets\.save_to_disk has written"),
+        "semicolons": (folder / "semicolons.csv", "separated by something else than commas"),
+        "chats": (folder / "chats.jsonl", "has no column 'prompt'.*prompt is the messages before"),
         "broken JSON": (folder / "broken.jsonl", r"broken\.jsonl:2: is no JSON"),
         "NaN": (folder / "nan.jsonl", r"nan\.jsonl:1: holds what is no text or number: NaN"),
         "infinity": (folder / "large.jsonl", r"large\.jsonl:2: .*1e999 is no number"),
@@ -126,6 +135,9 @@ def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
         "empty",
         "truncated",
         "not UTF-8",
+        "no dataset",
+        "semicolons",
+        "chats",
         "broken JSON",
         "NaN",
         "infinity",

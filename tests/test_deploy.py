@@ -45,12 +45,14 @@ def test_local_prints_a_line_for_cron(tmp_path: Path) -> None:
     folder = tmp_path / "my 100%"
     folder.mkdir()
     file = write_curriculum(folder, skills=SKILLS[:1])
-    code, said = deploy(str(file), "--cron", "5 4 * * *", "--home", str(tmp_path / "home"))
+    home = tmp_path / "50%"
+    code, said = deploy(str(file), "--cron", "5 4 * * *", "--home", str(home))
     assert code == 0, said
     line = said.splitlines()[1]
     assert line.startswith("5 4 * * * ")
     assert f"learn '{folder}/curriculum.yaml'".replace("%", r"\%") in line
-    assert line.endswith(f"--home {tmp_path}/home >> {tmp_path}/home/nightly.log 2>&1")
+    written = f"--home {home} >> {home}/nightly.log 2>&1"
+    assert line.endswith(written.replace("%", r"\%"))
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from tasks.elsewhere import TRAIN, Job, as_state, check_deployments, deployment,
 from tasks.failures import RunFailed
 from tasks.home import Home
 from tasks.leases import LEASE_S, leased, myself
-from tasks.ledger import Ledger
+from tasks.ledger import Ledger, LedgerAway
 from tasks.ledger_tables import LEASES
 
 pytestmark = pytest.mark.slow
@@ -260,3 +260,45 @@ def test_nobody_is_taken_for_dead_by_what_an_earlier_holder_left(
             client.set_flow_run_state(run["id"], Completed(), force=True)
         waiting.join(30)
     assert worker.ended() == ["Completed"]
+
+
+def test_a_run_that_is_deleted_is_over(
+    server: DeploymentResponse, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = elsewhere.pulse
+
+    def deleted(*arguments: Any) -> Any:
+        with get_client(sync_client=True) as client:
+            for run in worker.runs():
+                if run["id"] not in worker.before:
+                    client.request("DELETE", f"/flow_runs/{run['id']}")
+        return real(*arguments)
+
+    monkeypatch.setattr(elsewhere, "pulse", deleted)
+    with Worker(server) as worker, pytest.raises(RunFailed, match=r"ended as Cancelled: .*deleted"):
+        have_done(JOB, home)
+
+
+def test_an_outage_while_another_runs_is_told_once_and_waited_for(
+    server: DeploymentResponse,
+    home: Home,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    real, looks = elsewhere.pulse, 0
+
+    def away(*arguments: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        if 2 <= looks <= 5:
+            raise LedgerAway("the ledger is away")
+        if looks == 6:
+            [run] = [one for one in worker.runs() if one["id"] not in worker.before]
+            with get_client(sync_client=True) as client:
+                client.set_flow_run_state(run["id"], Completed(), force=True)
+        return real(*arguments)
+
+    monkeypatch.setattr(elsewhere, "pulse", away)
+    with Worker(server) as worker:
+        have_done(JOB, home)
+    assert capsys.readouterr().out.count("the ledger is away; asked again") == 1

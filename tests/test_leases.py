@@ -12,8 +12,18 @@ from sqlalchemy import update
 
 from tasks import leases
 from tasks.home import Home
-from tasks.leases import Fence, Fenced, Holder, check, check_in, holders, leased, myself
-from tasks.ledger import Ledger
+from tasks.leases import (
+    Fence,
+    Fenced,
+    Holder,
+    check,
+    check_in,
+    checking,
+    holders,
+    leased,
+    myself,
+)
+from tasks.ledger import Ledger, LedgerAway
 from tasks.ledger_tables import LEASES
 
 
@@ -87,6 +97,43 @@ def test_a_dead_holder_is_replaced_at_once_and_a_silent_one_after_a_while(home: 
 def test_a_number_that_another_process_has_now_is_no_sign_of_life() -> None:
     assert not myself().is_dead
     assert myself().model_copy(update={"started": 1.0}).is_dead
+
+
+def test_a_clock_that_is_set_kills_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    alive, dead = myself(), myself().model_copy(update={"started": 1.0})
+    boot = psutil.boot_time()
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: boot + 3600)
+    monkeypatch.setattr("psutil.boot_time", lambda: boot + 3600)
+    assert psutil.Process().create_time() > boot + 3600
+    assert not alive.is_dead
+    assert dead.is_dead
+
+
+def test_an_outage_of_the_ledger_that_is_shorter_than_a_lease_fences_nobody(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, asked = Ledger(home), 0
+
+    def away(*_: object) -> None:
+        nonlocal asked
+        asked += 1
+        raise LedgerAway("it starts again")
+
+    with leased("stage", "alpha", home) as fence:
+        look = checking(ledger, fence)
+        with monkeypatch.context() as patch:
+            patch.setattr(leases, "check", away)
+            look()
+        look()
+        with monkeypatch.context() as patch:
+            patch.setattr(leases, "check", away)
+            end = time.monotonic() + 10
+            with pytest.raises(LedgerAway):
+                while time.monotonic() < end:
+                    look()
+    assert asked > 2
+    with leased("stage", "alpha", home), pytest.raises(Fenced):
+        look()
 
 
 def test_the_ledger_writes_nothing_for_one_that_is_fenced(home: Home) -> None:

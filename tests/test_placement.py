@@ -103,6 +103,20 @@ def test_the_one_with_most_free_memory_is_taken_and_one_with_too_little_is_not(
             assert os.environ[VISIBLE] == "a"
 
 
+def test_more_memory_than_any_has_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = [Device(name=name, free_bytes=GIB, total_bytes=80 * GIB) for name in "ab"]
+    monkeypatch.setattr(placement, "devices", lambda: there)
+    message = r"alpha: asks for 1 GPUs with 90.0 GiB each .*; 0 of .* the largest 80.0 GiB"
+    with pytest.raises(BadInput, match=message):
+        placed_on("cuda", 1, 90.0, "alpha").__enter__()
+
+
+def test_a_comma_too_many_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DEVICES, "0,")
+    with pytest.raises(BadInput, match="asks for 2 GPUs .*; this machine has 1"):
+        placed_on("cuda", 2, None, "both").__enter__()
+
+
 def test_nothing_is_held_for_a_cpu_or_where_there_is_no_gpu(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

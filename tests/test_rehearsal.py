@@ -230,3 +230,18 @@ def test_rows_of_homes_from_before_there_were_anchors(home: Home) -> None:
     anchors = snapshot(home, "anchors", train_table([{"id": "a", "prompt": "Name one"}])).train
     mixed = mixed_with(beta, {}, anchors, 0.0, home).train
     assert mixed is not None and mixed.rows == 21
+
+
+def test_the_order_of_the_skills_before_decides_who_gives_a_row_more(home: Home) -> None:
+    alpha, beta = (
+        snapshot(home, skill, table) for skill, table in (("alpha", ALPHA), ("beta", BETA))
+    )
+    gamma = snapshot(home, "gamma", train_table(train_rows(10, "gamma")))
+    there = {"alpha": alpha, "beta": beta}
+    first, turned = (
+        mixed_with(gamma, earlier, None, 0.5, home).train
+        for earlier in (there, dict(reversed(there.items())))
+    )
+    assert first is not None and turned is not None
+    assert sorted(first.rehearsed.values()) == sorted(turned.rehearsed.values()) == [2, 3]
+    assert first.rehearsed != turned.rehearsed

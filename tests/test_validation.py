@@ -12,7 +12,8 @@ from schemas.base import BadInput
 from schemas.curriculum import Curriculum, DataSource
 from schemas.expectations import Expectation, train_suite
 from schemas.snapshot import Snapshot, SuiteData
-from sdft.data import Row, read_rows
+from sdft.data import Row
+from sdft.sources import read_rows
 from tasks import validation
 from tasks.basemodel import ModelDir, describe_model, resolve_base_model
 from tasks.home import Home
@@ -53,7 +54,7 @@ def altered(**change: object) -> list[dict]:
 
 
 BAD_TRAIN = {
-    "null prompt": (altered(prompt=None), "prompt is a text and not null: not so in row 3"),
+    "null prompt": (altered(prompt=None), r"prompt is a text, or messages .*: not so in row 3"),
     "blank response": (altered(response=" \n"), "response is not blank: not so in row 3"),
     "null response": (altered(response=None), "response is a text and not null: not so in row 3"),
     "duplicate id": (altered(id="alpha-0"), "id is unique.*: not so in row 1, 3"),
@@ -70,6 +71,14 @@ BAD_TRAIN = {
             {"id": "b", "prompt": [{"role": "user", "content": "x"}], "response": "y"},
         ],
         "roles are .*: not so in row 1",
+    ),
+    "messages in a field": (
+        altered(prompt=str([{"role": "user", "content": "x"}])),
+        r"holds chat messages \(JSONL and .*: not so in row 3",
+    ),
+    "messages in parts": (
+        altered(prompt=[{"role": "user", "content": [{"type": "text", "text": "x"}]}]),
+        r"prompt is a text, or messages .*: not so in row 3",
     ),
     "three roles in one": (
         altered(prompt=[{"role": "user>assistant>user", "content": "x"}]),

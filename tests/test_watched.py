@@ -1,5 +1,6 @@
 """The watched folder: what is taken, in which order, and what is said of everything else."""
 
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -223,6 +224,53 @@ def test_bad_names_links_and_taken_names_are_refused(case: Case, tmp_path: Path)
     assert all("is a symbolic link" in remarks[name] for name in ("linked", "whole"))
 
 
+def test_a_recorded_name_that_the_curriculum_takes_later_is_a_mistake(case: Case) -> None:
+    drop(case.drops, "foo")
+    case.record()
+    with (case.folder / "curriculum.yaml").open("a") as file:
+        file.write("skills: [{name: foo, train: t.jsonl, eval: e.jsonl}]\n")
+    with pytest.raises(
+        BadInput, match=r"^foo: was recorded as a skill from .*drop, and the curric"
+    ):
+        case.names()
+
+
+def test_a_directory_that_cannot_be_read_keeps_no_other_one_out(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a disk has them: lost+found, a bin of one user's."""
+    drop(case.drops, "good")
+    drop(case.drops, "half")
+    closed = [case.drops / name for name in (".Trash-0", "lost+found", "half/private")]
+    for folder in closed:
+        folder.mkdir()
+    real = os.scandir
+
+    def scandir(path: str | Path) -> object:
+        if Path(path) in closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert case.names() == ["good"]
+    remarks = case.remarks()
+    assert remarks.keys() == {"half", "lost+found"}
+    assert remarks["half"] == "not taken: private cannot be read: Permission denied"
+
+
+def test_a_full_disk_here_is_no_fault_of_the_skill(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop(case.drops, "good")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "x")
+
+    monkeypatch.setattr("sdft.files.sync", full)
+    with pytest.raises(OSError, match="No space left"):
+        case.names()
+
+
 def test_a_folder_that_is_not_there_is_a_mistake(case: Case) -> None:
     case.drops.rmdir()
     with pytest.raises(BadInput, match="drop: cannot be read"):
@@ -269,5 +317,8 @@ def test_an_s3_prefix_is_read_as_a_folder_is(case: Case, monkeypatch: pytest.Mon
         assert [one.name for one in watched.remarks] == ["Bad", "c"]
         on_disk = watch(case.curriculum, case.other)
         assert watched.new == on_disk.new, "the same hashes"
+        assert list_drops(address.replace("/team?", "/gone?")) == {}, "of which all is removed"
+        with pytest.raises(BadInput, match="there is no bucket others"):
+            list_drops(address.replace("//skills/", "//others/"))
     finally:
         server.stop()

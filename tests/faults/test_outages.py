@@ -28,7 +28,7 @@ from learning import SKILLS, STEPS, Learning, start_prefect, wait_for
 from mlflow.entities import Run
 
 from schemas.curriculum import load_curriculum
-from sdft.files import PARTIAL
+from sdft.files import partial_name
 from sdft.stagelog import METRICS, read_metrics
 from tasks.children import ATTEMPTS
 from tasks.home import Home
@@ -213,7 +213,11 @@ def processes_that_die(stage: Stage) -> None:
     assert only_run(place).info.status == "RUNNING"
     assert prefect_states(stage.prefect, place)["learn"] == ["Failed", "Crashed", "Running"]
     assert len(holders(Ledger(place.home))) == 3  # of the home, the stage and its training
-    dead, alive = (place.home.data / f"{PARTIAL}{pid}-x" for pid in (process.pid, os.getpid()))
+    mine = partial_name()
+    dead, alive = (
+        place.home.data / f"{mine.replace(f'-{os.getpid()}-', f'-{pid}-')}x"
+        for pid in (process.pid, os.getpid())
+    )
     dead.mkdir()
     alive.mkdir()
 

@@ -167,12 +167,13 @@ def test_the_next_stage_may_start_from_what_a_person_let_in(demo: RegistryHome) 
     stage = demo.grow("unsure")
     verdict = make_verdict(stage, "ask")
     version = demo.register_judged(stage, verdict, None)
-    assert not is_let_in(demo.home, "demo", version, verdict)
+    assert not is_let_in(demo.home, "demo", stage.key, verdict)
     promote(demo.home, "demo", version, override="looked at by hand")
-    assert is_let_in(demo.home, "demo", version, verdict)
+    assert is_let_in(demo.home, "demo", stage.key, verdict)
     stricter = make_verdict(stage, "ask", note="-judged-anew")
+    assert not is_let_in(demo.home, "demo", stage.key, stricter), "not in the ledger yet"
     assert demo.register_judged(stage, stricter, None) == version
-    assert not is_let_in(demo.home, "demo", version, stricter)
+    assert not is_let_in(demo.home, "demo", stage.key, stricter)
 
 
 def test_an_alias_moved_by_hand_is_drift_and_put_back(demo: RegistryHome) -> None:
