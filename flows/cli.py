@@ -26,18 +26,20 @@ from flows.options import (
 )
 from flows.start import end_within_import, importing
 from schemas.base import BadInput
-from tasks.console import console, shown_address
-from tasks.failures import RunFailed, Terminated, is_of_disk
+from tasks.console import console, say, shown_address
+from tasks.failures import RunFailed, Terminated, is_full, is_of_disk
 
 
 class Commands(TyperGroup):
-    """Typer ends a command that gets a KeyboardInterrupt with 130; SIGTERM is one, and is 143."""
+    """Says how a command was ended from outside; Typer alone would end it without a word."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except Terminated:
-            raise typer.Exit(TERMINATED) from None
+            fail("terminated", TERMINATED)
+        except KeyboardInterrupt:
+            fail("interrupted", INTERRUPTED)
 
 
 app = typer.Typer(
@@ -82,7 +84,7 @@ def main() -> None:
 
 
 def _terminate(_signal: int, frame: FrameType | None) -> None:
-    end_within_import(frame, TERMINATED)
+    end_within_import(frame, TERMINATED, "terminated")
     raise Terminated
 
 
@@ -109,7 +111,8 @@ def replay(
 
 
 def _learn(curriculum_file: Path, home: Path) -> None:
-    _, opened = open_curriculum(curriculum_file, home)
+    curriculum, opened = open_curriculum(curriculum_file, home)
+    say("start", curriculum.name, f"home: {opened.root}")  # what follows takes seconds
     from prefect import tags
 
     from tasks.orchestration import PrefectAway, own_prefect, reaching_prefect
@@ -125,7 +128,8 @@ def _learn(curriculum_file: Path, home: Path) -> None:
                 warm_up(opened)
             learned = learn_flow(str(curriculum_file), str(opened.root))
     except PrefectAway as away:
-        fail(f"{away}; {GOES_ON}", ERROR)
+        why = f"the disk of {opened.root} is full" if is_full(opened.root) else str(away)
+        fail(f"{why}; {GOES_ON}", ERROR)
     except Terminated:
         fail(f"terminated; {GOES_ON}", TERMINATED)
     except KeyboardInterrupt:
@@ -194,7 +198,9 @@ def sync(home: HomeOption = DEFAULT_HOME) -> None:
 @app.command()
 def gc(
     remove: Annotated[bool, typer.Option("--remove", help="Remove it; else only say it.")] = False,
-    older_than: Annotated[float, typer.Option(help="Hours since it was last touched.")] = 24.0,
+    older_than: Annotated[
+        float, typer.Option(min=0, help="Hours since it was last touched.")
+    ] = 24.0,
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
     """Say, or with --remove remove, what no alias, version, ledger entry or run reaches."""

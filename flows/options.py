@@ -28,19 +28,30 @@ DEFAULT_HOME = Path(".sdft")
 def open_home(home: Path, offline: bool = True) -> Home:
     """A home that must be there already, ready for use (see `Home.activate`)."""
     if not home.is_dir():
-        raise BadInput(f"{home}: there is no such home; sdft learn makes one")
+        is_file = home.exists()
+        said = "is no directory" if is_file else "there is no such home; sdft learn makes one"
+        raise BadInput(f"{home}: {said}")
     opened = Home(home)
     opened.activate(offline)
     return opened
 
 
 def open_curriculum(file: Path, home: Path) -> tuple[Curriculum, Home]:
-    """A curriculum and the home to learn it in, made where it is not there, ready for use."""
+    """A curriculum and the home to learn it in, made where it is not there, ready for use.
+
+    Raises BadInput with all files of data that are not there.
+    """
     curriculum = load_curriculum(file)
-    sources = [curriculum.base_model, *(suite.eval.path for suite in curriculum.suites)]
-    sources += [skill.train.path for skill in curriculum.skills]
-    sources += [curriculum.anchors.path] if curriculum.anchors else []
+    data = [suite.eval.path for suite in curriculum.suites]
+    data += [skill.train.path for skill in curriculum.skills]
+    data += [curriculum.anchors.path] if curriculum.anchors else []
+    gone = [
+        one for one in dict.fromkeys(data) if not one.startswith(HUB) and not Path(one).exists()
+    ]
+    if gone:
+        raise BadInput("\n".join(f"{one}: there is no such file" for one in gone))
     opened = Home(home)
+    sources = [curriculum.base_model, *data]
     opened.activate(offline=not any(source.startswith(HUB) for source in sources))
     return curriculum, opened
 

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 
@@ -19,6 +19,7 @@ def main() -> None:
     try:
         command_line()
     except KeyboardInterrupt:
+        _say("interrupted")
         sys.exit(130)
 
 
@@ -35,11 +36,11 @@ def importing() -> Generator[None]:
 
 def _interrupt(_signal: int, frame: FrameType | None) -> None:
     """A Ctrl-C: a KeyboardInterrupt, but within an import the end at once."""
-    end_within_import(frame, 130)
+    end_within_import(frame, 130, "interrupted")
     raise KeyboardInterrupt
 
 
-def end_within_import(frame: FrameType | None, code: int) -> None:
+def end_within_import(frame: FrameType | None, code: int, word: str) -> None:
     """End at once where a signal came while something was being imported.
 
     Nothing is at stake there, and native code that is being imported swallows an exception or turns
@@ -47,5 +48,11 @@ def end_within_import(frame: FrameType | None, code: int) -> None:
     """
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
+            _say(word)
             os._exit(code)
         frame = frame.f_back
+
+
+def _say(word: str) -> None:
+    with suppress(OSError):  # the terminal is gone
+        os.write(2, f"{word}\n".encode())

@@ -11,6 +11,7 @@ from schemas.digest import digest_file, digest_json
 from schemas.stage import StageRecord
 from sdft.modelfiles import chat_template, check_model_dir, convert_gguf, model_files, model_hash
 from tasks.console import say
+from tasks.failures import is_of_disk
 from tasks.home import Home
 
 
@@ -58,7 +59,13 @@ def _converted(source: Path, home: Home) -> Path:
     if not target.is_dir():
         say("base", source.stem, "converting the GGUF file to safetensors, once")
         home.models.mkdir(exist_ok=True)
-        convert_gguf(source, target)
+        try:
+            convert_gguf(source, target)
+        except (ValueError, OSError) as error:  # of transformers, about what the file holds
+            if is_of_disk(error):
+                raise
+            said = str(error).partition("\n")[0]
+            raise BadInput(f"{source}: is no GGUF file of a model: {said}") from None
     return target
 
 

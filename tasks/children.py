@@ -1,7 +1,6 @@
 """Programs of `sdft` as child processes: started, watched, ended with their whole group."""
 
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import psutil
 from schemas.base import BadInput, Contract
 from schemas.stage import EXIT_BAD_INPUT, EXIT_OK, EXIT_STOPPED
 from sdft.process import ERROR_MARK
-from tasks.failures import RunFailed
+from tasks.failures import RunFailed, is_full
 from tasks.forked import Forked
 
 POLL_S = 0.2
@@ -23,8 +22,6 @@ GRACE_S = 60.0
 """How long a child may take to write its checkpoint after SIGTERM."""
 OUT_OF_MEMORY = (signal.SIGKILL, signal.SIGSEGV, signal.SIGBUS)
 """How a program ends that the kernel chose, or whose native code got no memory."""
-FULL_BYTES = 2**20
-"""A disk with less free space counts as full."""
 ATTEMPTS = "attempts.jsonl"
 SHOWN_LINES = 12
 
@@ -88,7 +85,7 @@ def run_child(
         kept = log_file.is_file()  # or another process has taken the directory over
         output = log_file.read_bytes()[start:].decode("utf-8", "replace") if kept else ""
         outcome, how = _how(code, output)
-        if kept and outcome == "failed" and not output and _is_full(directory):
+        if kept and outcome == "failed" and not output and is_full(directory):
             how = f"ended, and the disk of {directory} is full, so it could not say why"
         if stalled:
             outcome, how = "stalled", f"made no progress for {stall_timeout_s:.0f} s and was ended"
@@ -112,10 +109,6 @@ def run_child(
     if output and ERROR_MARK not in output:
         message += ":\n" + "\n".join(output.splitlines()[-SHOWN_LINES:])
     raise ChildFailed(message, attempt)
-
-
-def _is_full(directory: Path) -> bool:
-    return shutil.disk_usage(directory).free < FULL_BYTES
 
 
 def _write_down(attempt: Attempt, path: Path) -> None:

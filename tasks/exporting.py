@@ -50,13 +50,21 @@ def export(home: Home, reference: str, directory: Path) -> Exported:
         raise Lie(broken)
     line = ancestry([one for one in everything if one.name == name], version)
     client = open_client(home)
-    with placed(target) as partial:
-        _write_weights(home, client, line, partial)
-        registered = open_registered(client, line[-1])
-        shutil.copytree(_kept(home, registered, MODEL_FILES), partial, dirs_exist_ok=True)
-        files = model_files(partial)
-        _prove(home, registered, files)
-        _check_free(target)  # writing took its time
+    try:
+        with placed(target) as partial:
+            _write_weights(home, client, line, partial)
+            registered = open_registered(client, line[-1])
+            shutil.copytree(_kept(home, registered, MODEL_FILES), partial, dirs_exist_ok=True)
+            files = model_files(partial)
+            _prove(home, registered, files)
+            _check_free(target)  # writing took its time
+    except OSError as error:
+        place = Path(error.filename2 or error.filename or "/")
+        if place.parent != target.parent and target.parent not in place.parents:
+            raise
+        raise BadInput(
+            f"{target}: cannot be written: {error.strerror}; nothing of it is left"
+        ) from None
     return Exported(
         name=name,
         version=version,

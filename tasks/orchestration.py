@@ -1,5 +1,6 @@
 """Prefect's server: our own started, and one that is away or closed to us told plainly."""
 
+import functools
 import subprocess
 import threading
 from collections.abc import Generator
@@ -20,6 +21,8 @@ from tasks.failures import RunFailed
 from tasks.home import Home
 from tasks.tethered import tethered
 
+LOG = "prefect/server.log"
+"""In a home: what its own server says, which is nothing for the user of a command."""
 _UNREACHED = ("Failed to reach API", "Timed out while attempting to connect")
 """How Prefect's client says so of a server that it has not reached yet, and of its own temporary
 one."""
@@ -65,12 +68,14 @@ def own_prefect(home: Home) -> Generator[None]:
     from prefect.server.api import server
 
     started: Future[None] = Future()
-    tethering = SimpleNamespace(Popen=tethered, TimeoutExpired=subprocess.TimeoutExpired)
 
     def start() -> None:
         try:
-            with exclusive(home.root / "prefect"), patch.object(server, "subprocess", tethering):
-                get_client(sync_client=True)
+            with exclusive(home.root / "prefect"), (home.root / LOG).open("ab") as log:
+                own = functools.partial(tethered, stdout=log, stderr=log)
+                ours = SimpleNamespace(Popen=own, TimeoutExpired=subprocess.TimeoutExpired)
+                with patch.object(server, "subprocess", ours):
+                    get_client(sync_client=True)
             started.set_result(None)
         except BaseException as error:  # raised below
             started.set_exception(error)

@@ -1,5 +1,7 @@
 """Promotion and rollback: a compare-and-swap in the ledger, and the aliases after it."""
 
+from mlflow import MlflowClient
+
 from schemas.base import BadInput
 from schemas.ledger import CHANGES, Champion, Draft, Entry, Kind
 from sdft.chain import about, champion, champions, newest
@@ -21,7 +23,7 @@ def promote(
     serve or whose files are not as registered, and Raced when somebody else was faster.
     """
     ledger, client = Ledger(home), open_client(home)
-    entries = own_entries(ledger, client, name)
+    entries = _entries(home, ledger, client, name)
     registered = _registered(entries, name, version)
     now = champion(entries)
     if now.version == version:
@@ -54,7 +56,7 @@ def rollback(home: Home, name: str, to: str | None = None, expect: str | None = 
     target's files must be as registered. Raises BadInput or Raced.
     """
     ledger, client = Ledger(home), open_client(home)
-    entries = own_entries(ledger, client, name)
+    entries = _entries(home, ledger, client, name)
     now = champion(entries)
     last = next((one for one in reversed(entries) if one.epoch is not None), None)
     repeated = last is not None and last.kind == "rolled back" and last.expected == expect
@@ -76,6 +78,13 @@ def rollback(home: Home, name: str, to: str | None = None, expect: str | None = 
     [entry] = ledger.append([draft], _expected(now, expect, name))
     mirror(home, name)
     return entry
+
+
+def _entries(home: Home, ledger: Ledger, client: MlflowClient, name: str) -> list[Entry]:
+    entries = own_entries(ledger, client, name)
+    if not entries:
+        raise BadInput(f"{name}: is not in the ledger of {home.root}; see sdft status")
+    return entries
 
 
 def _registered(entries: list[Entry], name: str, version: str) -> Entry:

@@ -128,9 +128,10 @@ def test_nothing_is_removed_where_mlflow_cannot_be_asked(
 def test_a_finished_stage_stays_until_mlflow_has_it(place: RegistryHome) -> None:
     """With its parent's scores and its data: all of it is brought there from the files."""
     lost = place.grow("c")
+    logged = place.client.get_run(lost.run_id).data.tags[LOGGED]
     place.client.delete_tag(lost.run_id, LOGGED)  # as a run is left that MLflow went away from
     assert found(place, remove=True) == {}
-    place.client.set_tag(lost.run_id, LOGGED, lost.key)
+    place.client.set_tag(lost.run_id, LOGGED, logged)
     assert set(found(place).values()) == {
         "a stage that is not registered",
         "data that no version rests on",

@@ -87,7 +87,8 @@ def test_rollback_goes_back_one_by_one_and_can_be_repeated(demo: RegistryHome) -
 def test_wrong_requests_are_refused_in_words(demo: RegistryHome) -> None:
     for wrong, message in [
         (lambda: promote(demo.home, "demo", "9"), "demo/9: is no version in the ledger"),
-        (lambda: promote(demo.home, "nobody", "1"), "nobody/1: is no version"),
+        (lambda: promote(demo.home, "nobody", "1"), "nobody: is not in the ledger of"),
+        (lambda: rollback(demo.home, "nobody"), "nobody: is not in the ledger of"),
         (lambda: promote(demo.home, "demo", "2", expect="1"), "version 3, not 1 as expected"),
         (lambda: rollback(demo.home, "demo", expect="2"), "version 3, not 2 as expected"),
         (lambda: rollback(demo.home, "demo", to="9"), "was never champion"),
