@@ -55,4 +55,4 @@ def end_within_import(frame: FrameType | None, code: int, word: str) -> None:
 
 def _say(word: str) -> None:
     with suppress(OSError):  # the terminal is gone
-        os.write(2, f"{word}\n".encode())
+        os.write(2, f"error: {word}\n".encode())

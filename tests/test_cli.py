@@ -169,4 +169,5 @@ def test_a_signal_ends_any_command_with_its_exit_code(sent: signal.Signals, code
     assert process.stdout.readline() == "began\n"
     process.send_signal(sent)
     said, _ = process.communicate(timeout=100)
-    assert (process.returncode, said) == (code, "tidied up\n")
+    word = {130: "interrupted", 143: "terminated"}[code]
+    assert (process.returncode, said) == (code, f"tidied up\nerror: {word}\n")
