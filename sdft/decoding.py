@@ -19,8 +19,8 @@ from sdft.prefix import Prefix, has_plain_cache, shared_prefix
 from sdft.sharding import is_sharded
 
 LEAST_STEPS = 64
-"""So many steps are made at least with the same sequences where they are recorded: to record one
-for fewer sequences takes longer than those that go save in less."""
+"""With CUDA graphs, finished sequences are dropped only after this many steps: recording again
+costs more than the smaller batch would save."""
 
 
 class Batch:

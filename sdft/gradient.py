@@ -82,7 +82,7 @@ class StepGradient:
                 self._student_begins = shared_prefix(lm.model, prompts)
         self._teacher_prefix: Prefix | None = None
 
-    def add(
+    def accumulate(
         self, chosen: list[Example], answers: list[Completion]
     ) -> tuple[list[float], dict[str, float]]:
         """Add a step's gradient, in smaller parts where memory runs out.
@@ -97,7 +97,7 @@ class StepGradient:
             made, problem = None, ""
             try:
                 with quick_linears(*self._models):
-                    made = self._add(chosen, answers, rows)
+                    made = self._accumulate(chosen, answers, rows)
             except torch.OutOfMemoryError as error:
                 problem = str(error)
                 if self._sharded:  # the others wait for this rank's layers
@@ -125,7 +125,7 @@ class StepGradient:
             {"sequence_weight": weight} if self._corrects and any(rows) else {}
         )
 
-    def _add(
+    def _accumulate(
         self, chosen: list[Example], answers: list[Completion], rows: list[int]
     ) -> list[float]:
         """Add this rank's part of the gradient of all sequences that have rows.

@@ -92,7 +92,8 @@ def train(spec: StageSpec, directory: Path, stop: Stop, ranks: Ranks = ALONE) ->
                 answers = rollouts(sampler, chosen, settings, seed, ranks)
         else:
             answers = [example.demonstration for example in chosen]
-        losses, metrics = gradient.add(chosen, answers)
+        # teacher forward, student forward, divergence, backward: sdft/gradient.py
+        losses, metrics = gradient.accumulate(chosen, answers)
         norm = whole(torch.nn.utils.clip_grad_norm_(trained.values(), settings.max_grad_norm))
         if ranks.any(not math.isfinite(metrics["divergence"] + norm.item())):
             raise Diverged(
@@ -108,11 +109,11 @@ def train(spec: StageSpec, directory: Path, stop: Stop, ranks: Ranks = ALONE) ->
             teacher.update(trained)
 
         metrics |= {"grad_norm": norm.item(), "learning_rate": rate, **gpu_memory(lm)}
-        metrics |= _of_answers(lm, answers, time.monotonic() - began)
+        metrics |= _answer_metrics(lm, answers, time.monotonic() - began)
         line = log.step(step + 1, metrics)
         for one in islice(zip(chosen, answers, losses, strict=True), runtime.rollouts_a_step):
-            log.rollout(_rollout(lm, step + 1, *one))
-        watch(health, line, log)
+            log.rollout(_rollout_row(lm, step + 1, *one))
+        warn_or_stop(health, line, log)
         stopped = ranks.any(stop.requested)  # asked once: it may be set between two looks
         if ranks.from_first(checkpoints.due(step + 1)) or stopped:
             log.flush_rollouts(step + 1)
@@ -132,7 +133,7 @@ def train(spec: StageSpec, directory: Path, stop: Stop, ranks: Ranks = ALONE) ->
     return StageRecord.read(directory / RECORD)
 
 
-def watch(health: Health, line: StepMetrics, log: StageLog) -> None:
+def warn_or_stop(health: Health, line: StepMetrics, log: StageLog) -> None:
     """Print what a step shows of the stage's health.
 
     Where it is to stop, writes the rollouts for people to look at and raises Unhealthy.
@@ -185,7 +186,9 @@ def _trained(lm: LanguageModel, spec: StageSpec) -> dict[str, torch.nn.Parameter
     return trained
 
 
-def _of_answers(lm: LanguageModel, answers: list[Completion], seconds: float) -> dict[str, float]:
+def _answer_metrics(
+    lm: LanguageModel, answers: list[Completion], seconds: float
+) -> dict[str, float]:
     """Metrics of a step's answers: their length in tokens, what they look like, and the pace."""
     tokens = sum(len(answer.tokens) for answer in answers)
     return {
@@ -196,7 +199,7 @@ def _of_answers(lm: LanguageModel, answers: list[Completion], seconds: float) ->
     }
 
 
-def _rollout(
+def _rollout_row(
     lm: LanguageModel, step: int, example: Example, answer: Completion, loss: float
 ) -> dict[str, object]:
     """What the student said to a prompt in a step, for people to read."""
