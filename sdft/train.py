@@ -43,7 +43,13 @@ from sdft.teacher import open_teacher
 
 
 class Diverged(StageFailed):
-    """The loss or its gradient is no longer finite; the last checkpoint is untouched."""
+    """Logits, the loss or its gradient are not finite; the last checkpoint is untouched."""
+
+    def __init__(self, step: int, problem: str, settings: TrainingSettings) -> None:
+        super().__init__(
+            f"step {step}: {problem}; try a learning rate below {settings.learning_rate} or a "
+            "longer warm-up"
+        )
 
 
 class Unhealthy(StageFailed):
@@ -54,7 +60,8 @@ def train(spec: StageSpec, directory: Path, stop: Stop, ranks: Ranks = ALONE) ->
     """Train one stage; returns its record, or None when `stop` was asked for and a checkpoint made.
 
     All ranks of a stage do this together. Raises BadInput before the first step for settings or
-    data that do not fit the model, and Diverged for a loss or gradient that is not finite.
+    data that do not fit the model, and Diverged for logits, a loss or a gradient that are not
+    finite.
     """
     settings, runtime, started = spec.training, spec.runtime, time.monotonic()
     sharded = runtime.sharding == "full" and ranks.world > 1
@@ -90,16 +97,16 @@ def train(spec: StageSpec, directory: Path, stop: Stop, ranks: Ranks = ALONE) ->
         if teacher:
             with gathered(lm.model):
                 answers = rollouts(sampler, chosen, settings, seed, ranks)
+            if not all(answer.finite for answer in answers):
+                raise Diverged(step + 1, "the student's logits are not finite", settings)
         else:
             answers = [example.demonstration for example in chosen]
         # teacher forward, student forward, divergence, backward: sdft/gradient.py
         losses, metrics = gradient.accumulate(chosen, answers)
         norm = whole(torch.nn.utils.clip_grad_norm_(trained.values(), settings.max_grad_norm))
         if ranks.any(not math.isfinite(metrics["divergence"] + norm.item())):
-            raise Diverged(
-                f"step {step + 1}: divergence {metrics['divergence']}, gradient norm {norm}; try a "
-                f"learning rate below {settings.learning_rate} or a longer warm-up"
-            )
+            problem = f"divergence {metrics['divergence']}, gradient norm {norm}"
+            raise Diverged(step + 1, problem, settings)
         rate = learning_rate(settings, step, steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
