@@ -61,7 +61,7 @@ class Spent:
         self._seconds: Counter[str] = Counter()
         self._tflop, self._steps = 0.0, 0
         self._watch(sampler, "generate", lambda: "sampling")
-        self._watch(gradient.StepGradient, "add", lambda: "teacher, student and loss")
+        self._watch(gradient.StepGradient, "accumulate", lambda: "teacher, student and loss")
         grad = torch.is_grad_enabled
         self._watch(gradient, "completion_hidden", lambda: "student" if grad() else "teacher")
         self._watch(gradient, "row_loss", lambda: "loss")
@@ -73,10 +73,10 @@ class Spent:
             label, began = part(), _clock()
             made = real(*args)
             self._seconds[label] += _clock() - began
-            if name == "add" and not self._steps:  # in the first step much is set up
+            if name == "accumulate" and not self._steps:  # in the first step much is set up
                 self._seconds.clear()
                 self._tflop = 0.0
-            self._steps += name == "add"
+            self._steps += name == "accumulate"
             if name == "completion_hidden":
                 model, prompts, completions, prefix = args
                 passed = sum(map(len, [*prompts, *completions])) - len(prompts) * len(prefix.tokens)

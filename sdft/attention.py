@@ -112,7 +112,7 @@ def attend_apart(tensors: Sequence[Tensor], scale: float | None) -> Tensor:
 
 
 class _Apart(torch.autograd.Function):
-    """A gradient by either part needs only the answer and the sum of both."""
+    """A gradient with respect to either part needs only the answer and the sum of both."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
@@ -173,7 +173,7 @@ def _flash(
 def _flash_backward(
     tensors: tuple[Tensor, ...], causal: bool, scale: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients by query, key and value."""
+    """Gradients with respect to query, key and value."""
     grad, query, key, value, answer, log_sum = tensors
     groups = query.shape[1] // key.shape[1]
     wide = [one.repeat_interleave(groups, 1) for one in (key, value)]

@@ -173,7 +173,10 @@ class Checkpoints:
         }
 
     def _load_optimizer(self, stem: Path) -> None:
-        for key in tensor_names(stem):
+        keys = tensor_names(stem)
+        if not keys:  # saved before the first gradient
+            return
+        for key in keys:
             name, field = key.rsplit("/", 1)
             parameter = self.trained[name]
             count = torch.zeros((), device=parameter.device)

@@ -19,8 +19,8 @@ from sdft.prefix import Prefix, has_plain_cache, shared_prefix
 from sdft.sharding import is_sharded
 
 LEAST_STEPS = 64
-"""So many steps are made at least with the same sequences where they are recorded: to record one
-for fewer sequences takes longer than those that go save in less."""
+"""With CUDA graphs, finished sequences are dropped only after this many steps: recording again
+costs more than the smaller batch would save."""
 
 
 class Batch:
@@ -163,7 +163,20 @@ def masked_attention(model: PreTrainedModel) -> Generator[None]:
 def _can_record(model: PreTrainedModel) -> bool:
     """Whether a step is the same kernels on the same memory, but for what is in it."""
     masked = getattr(model.config, ATTENTION) == "sdpa"
-    return masked and has_plain_cache(model) and not is_sharded(model)
+    fixed = has_plain_cache(model) and not is_sharded(model)
+    return masked and fixed and not any(map(_asks_the_device, model.modules()))
+
+
+def _asks_the_device(module: nn.Module) -> bool:
+    """Whether a layer waits for what is computed on a GPU, which no recording can.
+
+    For the length, to choose rotary frequencies by; or for how many tokens each expert has, where
+    the GPU has no product of groups for the weights' dtype.
+    """
+    kinds = getattr(module, "rope_type", None)  # of the layers' types, where they have several
+    named = kinds.values() if isinstance(kinds, dict) else [kinds]
+    by_length = any(kind == "longrope" or "dynamic" in str(kind) for kind in named)
+    return by_length or hasattr(module, "num_experts")
 
 
 def _left_padded(prompts: list[list[int]], lm: LanguageModel) -> tuple[Tensor, Tensor]:

@@ -21,13 +21,15 @@ CHUNK_ELEMENTS = 3 * 2**21
 """Elements of one chunk's logits (24 MiB in fp32); at most four such tensors exist at a time."""
 
 RowScore = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
-"""(student log-probabilities [C, V], which rows) -> (loss [C], its gradient by logits [C, V])."""
+"""(student log-probabilities [C, V], which rows) -> (loss [C], its gradient with respect to the
+logits [C, V])."""
 
 
 def forward_kl(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(teacher || student) = sum p (log p - log q), and its gradient by the student's logits.
+    """KL(teacher || student) = sum p (log p - log q), and its gradient.
 
-    Like the two below it, this writes over `log_p` to save memory.
+    The gradient, here and in the two below, is with respect to the student's logits. All three
+    write over `log_p` to save memory.
     """
     p = log_p.exp()
     loss_C = _dot(p, log_p.sub_(log_q))
@@ -35,7 +37,7 @@ def forward_kl(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def reverse_kl(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(student || teacher) = sum q (log q - log p), and its gradient by the student's logits."""
+    """KL(student || teacher) = sum q (log q - log p), and its gradient."""
     q = log_q.exp()
     ratio = torch.sub(log_q, log_p, out=log_p)
     loss_C = _dot(q, ratio)
@@ -101,11 +103,12 @@ def _chunk_rows(head: Head) -> int:
 def row_loss(
     student_RD: Tensor, head: Head, weight_R: Tensor, score: RowScore, chunk_rows: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The weighted sum of row losses, with its gradient by hidden states and head already made.
+    """The weighted sum of row losses.
 
-    The head's products are made in the dtype of the hidden states, its gradient in fp32 or wider.
-    Returns (loss [], per-row loss [R], per-row entropy of the student in nats [R]); only the first
-    carries a gradient.
+    Its gradient with respect to the hidden states and the head is made in the same pass. The head's
+    products are made in the dtype of the hidden states, its gradient in fp32 or wider. Returns
+    (loss [], per-row loss [R], per-row entropy of the student in nats [R]); only the first carries
+    a gradient.
     """
     return _RowLoss.apply(
         student_RD, head.weight_VD, head.bias_V, weight_R, head.softcap, score, chunk_rows

@@ -65,12 +65,14 @@ def _inverted(probability_BV: Tensor, draw_B: Tensor) -> tuple[Tensor, Tensor]:
     upto_BN = blocks_BNK.sum(-1).double().cumsum(-1)
     total_B1 = upto_BN[:, -1:]
     target_B1 = draw_B.double()[:, None] * total_B1
-    block_B1 = torch.searchsorted(upto_BN, target_B1, right=True)
+    # Where probabilities are NaN all of them lie before the target; `Drawn` tells of such rows.
+    block_B1 = torch.searchsorted(upto_BN, target_B1, right=True).clamp(max=upto_BN.shape[1] - 1)
     chosen_BK = blocks_BNK.take_along_dim(block_B1[..., None], 1)[:, 0].double().cumsum(-1)
     before_B1 = nn.functional.pad(upto_BN, (1, 0)).gather(-1, block_B1)
     # The same sum in another order may differ in its last bits; a token must still be found.
     within_B1 = (target_B1 - before_B1).minimum(chosen_BK[:, -1:] * (1 - 2**-50))
     next_B1 = block_B1 * BLOCK + torch.searchsorted(chosen_BK, within_B1, right=True)
+    next_B1 = next_B1.clamp(max=probability_BV.shape[1] - 1)
     return next_B1[:, 0], (probability_BV.gather(-1, next_B1) / total_B1).log()[:, 0]
 
 

@@ -48,16 +48,19 @@ def serve() -> None:
     os.close(talk)
     os.close(log)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # Who is told the program's number may send it a signal at once: that must wait, not be lost.
+    signal.pthread_sigmask(signal.SIG_BLOCK, NOT_OURS)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
     if program := os.fork():
         _wait_for(program, locks)
     os.setpgid(0, 0)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, NOT_OURS)
     _take_over()
 
 
 def _wait_for(program: int, locks: list[int]) -> None:
-    """Tell what becomes of a program; does not return."""
+    """Tell what becomes of a program; does not return. Signals stay blocked."""
     os.setpgid(program, program)  # or it does: before anybody knows its number
     for lock in locks:  # the program's alone
         os.close(lock)

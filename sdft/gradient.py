@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from schemas.base import BadInput
 from schemas.stage import StageSpec
 from sdft.divergence import RowScore, row_loss, teacher_score, token_score
 from sdft.drawing import Sampling
 from sdft.linear import quick_linears
 from sdft.model import LanguageModel
 from sdft.prefix import Prefix, shared_prefix
-from sdft.process import StageFailed
+from sdft.process import StageFailed, is_of_memory
 from sdft.ranks import ALONE, Ranks
 from sdft.rollout import Completion
 from sdft.sampler import Sampler, sequence_weights
@@ -65,13 +66,20 @@ class StepGradient:
         self._settings = spec.training
         self._corrects = teacher is not None and not sampler.is_student
         wanted = spec.runtime.gradient_checkpointing
-        self._recomputes = lm.device.type == "cuda" if wanted is None else wanted
+        can_recompute = lm.model.supports_gradient_checkpointing
+        if wanted and not can_recompute:
+            raise BadInput(
+                f"runtime.gradient_checkpointing is true, which a {type(lm.model).__name__} cannot "
+                "do; leave it out"
+            )
+        default = lm.device.type == "cuda" and can_recompute
+        self._recomputes = default if wanted is None else wanted
         if self._recomputes:
             lm.model.gradient_checkpointing_enable({"use_reentrant": False})
         self._sharded = is_sharded(lm.model)
         usual = DEFAULT_TOKENS[lm.device.type]
-        default = min(usual, SHARDED_TOKENS) if self._sharded else usual
-        self._budget = spec.runtime.micro_batch_tokens or default
+        most = min(usual, SHARDED_TOKENS) if self._sharded else usual
+        self._budget = spec.runtime.micro_batch_tokens or most
         self._student_begins, self._teacher_begins = list[int](), list[int]()
         if not can_pack(lm.model):
             self._teacher_begins = shared_prefix(lm.model, [one.teacher_prompt for one in examples])
@@ -82,7 +90,7 @@ class StepGradient:
                 self._student_begins = shared_prefix(lm.model, prompts)
         self._teacher_prefix: Prefix | None = None
 
-    def add(
+    def accumulate(
         self, chosen: list[Example], answers: list[Completion]
     ) -> tuple[list[float], dict[str, float]]:
         """Add a step's gradient, in smaller parts where memory runs out.
@@ -97,8 +105,10 @@ class StepGradient:
             made, problem = None, ""
             try:
                 with quick_linears(*self._models):
-                    made = self._add(chosen, answers, rows)
-            except torch.OutOfMemoryError as error:
+                    made = self._accumulate(chosen, answers, rows)
+            except RuntimeError as error:
+                if not is_of_memory(error):
+                    raise
                 problem = str(error)
                 if self._sharded:  # the others wait for this rank's layers
                     raise StageFailed(
@@ -125,7 +135,7 @@ class StepGradient:
             {"sequence_weight": weight} if self._corrects and any(rows) else {}
         )
 
-    def _add(
+    def _accumulate(
         self, chosen: list[Example], answers: list[Completion], rows: list[int]
     ) -> list[float]:
         """Add this rank's part of the gradient of all sequences that have rows.

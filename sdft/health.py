@@ -17,10 +17,10 @@ WINDOW = 5
 ARTIFACTS = ("based on the", "following the example", "as in the example", "according to the")
 """How completions begin that speak of a demonstration which only the teacher saw."""
 
-LONGER, CLIPPED = 2.0, 0.5
+MAX_LENGTH_GROWTH, MAX_CLIPPED_SHARE = 2.0, 0.5
 NOTHING = 1e-6
 """A divergence in nats a token below which nothing is taught."""
-NARROWER, WIDER = 0.01, 3.0
+MIN_ENTROPY_RATIO, MAX_ENTROPY_RATIO = 0.01, 3.0
 SHARE_OF_ARTIFACTS = 0.2
 
 
@@ -99,7 +99,7 @@ class Health:
     def _ratchet(self) -> tuple[str, bool] | None:
         before, now = self._at_first("completion_tokens"), self._now("completion_tokens")
         clipped = self._now("clipped_share")
-        if now < LONGER * before or clipped < CLIPPED:
+        if now < MAX_LENGTH_GROWTH * before or clipped < MAX_CLIPPED_SHARE:
             return None
         return (
             f"completions grew from {before:.0f} to {now:.0f} tokens and {clipped:.0%} of them end "
@@ -125,7 +125,7 @@ class Health:
 
     def _entropy(self) -> tuple[str, bool] | None:
         before, now = self._at_first("entropy"), self._now("entropy")
-        if NARROWER * before <= now <= WIDER * before:
+        if MIN_ENTROPY_RATIO * before <= now <= MAX_ENTROPY_RATIO * before:
             return None
         what = "narrowed" if now < before else "widened"
         return (

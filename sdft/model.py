@@ -16,10 +16,12 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 
 from schemas.base import BadInput
 from schemas.templates import Message
+from sdft.attention import ATTENTION
 from sdft.linear import linear
 from sdft.modelfiles import check_model_dir
 from sdft.pretrained import open_tokenizer, open_weights
 from sdft.ranks import whole
+from sdft.scoring import can_pack, keeps_apart
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,10 @@ def load_model(
         compute=compute,
     )
     _check_vocabulary(loaded)
-    _check_head(loaded)
+    with loaded.computing():  # flash attention takes no fp32
+        _check_head(loaded)
+        if can_pack(model) and not keeps_apart(model):
+            setattr(model.config, ATTENTION, model.get_correct_attn_implementation(None))
     return loaded
 
 
@@ -154,7 +159,7 @@ def move(model: PreTrainedModel, where: torch.device) -> None:
 
 
 def _attention(device: torch.device, compute: torch.dtype) -> str | None:
-    """Flash attention where it is installed and can be used; otherwise what transformers takes."""
+    """Flash attention where it is installed and the device has it; else what transformers takes."""
     usable = device.type == "cuda" and compute == torch.bfloat16 and is_flash_attn_2_available()
     return "flash_attention_2" if usable else None
 
@@ -235,7 +240,8 @@ def _check_head(loaded: LanguageModel) -> None:
     expected_BTV = model(input_ids=ids_BT).logits.float()
     if not expected_BTV.isfinite().all():
         raise BadInput(f"{model.name_or_path}: its logits are not finite; its weights are damaged")
-    within = 1e-3 if model.dtype == torch.float32 else 5e-2  # a soft cap may be made in the model's
+    exact = model.dtype == loaded.compute == torch.float32
+    within = 1e-3 if exact else 5e-2  # a soft cap may be made in the model's dtype
     made_BTV = loaded.head().logits(hidden_BTD)
     if not torch.allclose(made_BTV, expected_BTV, rtol=within, atol=within):
         raise BadInput(

@@ -83,9 +83,12 @@ def chat_template(directory: Path) -> str | None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise BadInput(f"{path}: is no JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"{path}: holds a {type(content).__name__}, not an object of JSON")
+    return content
 
 
 def model_files(directory: Path) -> tuple[FileDigest, ...]:

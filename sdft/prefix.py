@@ -37,8 +37,8 @@ def shared_prefix(model: PreTrainedModel, prompts: list[list[int]]) -> list[int]
 class Prefix:
     """Keys and values of a prefix under a model as it is now.
 
-    Where gradients are on, those by the keys and values are gathered from every pass that used
-    them, and `backward` takes their sum through the prefix, once.
+    With gradients on, those with respect to the cached keys and values accumulate over all passes
+    that use them; `backward` sends their sum through the prefix once.
     """
 
     def __init__(self, model: PreTrainedModel, tokens: list[int]) -> None:
@@ -73,7 +73,7 @@ class Prefix:
         if not has_plain_cache(self._model):
             return None
         cache = DynamicCache(config=self._model.config)
-        layers: list[Any] = [RoomyLayer(room) for _ in cache.layers]
+        layers: list[Any] = [PreallocatedLayer(room) for _ in cache.layers]
         for layer, (keys, values) in zip(layers, self._pairs(rows), strict=False):  # may be none
             layer.update(keys, values)
         cache.layers = layers
@@ -92,8 +92,11 @@ class Prefix:
             torch.autograd.backward([made for made, _ in reached], [grad for _, grad in reached])
 
 
-class RoomyLayer(DynamicLayer):
-    """Keys and values in memory for all that will come, where others are copied as they grow."""
+class PreallocatedLayer(DynamicLayer):
+    """A cache layer with memory for `room` tokens.
+
+    transformers' own copies everything as it grows.
+    """
 
     def __init__(self, room: int) -> None:
         super().__init__()

@@ -25,6 +25,8 @@ PARENT_HOLDS_STDIN = "SDFT_PARENT_HOLDS_STDIN"
 """Set for a child whose standard input its parent keeps open for as long as it lives."""
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Set for one of several ranks: where it leaves its error for the process that started them."""
+OF_MEMORY = ("allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
+"""How a RuntimeError says that memory has run out: torch's own on a CPU, CUDA's, and cuBLAS's."""
 EXIT_CODE = "exit_code"
 """What that error means, there: a rank that is killed while it ends has another code itself."""
 
@@ -140,7 +142,7 @@ def _explained(error: Exception, smaller: str) -> str | None:
     """What a person can do about an error that is no fault of the program; None for any other."""
     if isinstance(error, StageFailed):
         return str(error)
-    if _is_of_memory(error):
+    if is_of_memory(error):
         said = str(error).partition("\n")[0] or type(error).__name__
         return (
             f"out of memory ({said}); what was saved before is untouched: set {smaller} to less "
@@ -154,10 +156,11 @@ def _explained(error: Exception, smaller: str) -> str | None:
     return None
 
 
-def _is_of_memory(error: Exception) -> bool:
+def is_of_memory(error: Exception) -> bool:
+    """Whether memory has run out, of the machine or of a GPU, whichever library says it."""
     from torch import OutOfMemoryError
 
     if isinstance(error, MemoryError | OutOfMemoryError):
         return True
     number = error.errno if isinstance(error, OSError) else None
-    return number == errno.ENOMEM or "allocate memory" in str(error)
+    return number == errno.ENOMEM or any(sign in str(error) for sign in OF_MEMORY)

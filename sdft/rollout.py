@@ -12,7 +12,7 @@ from sdft.decoding import masked_attention, open_batch
 from sdft.drawing import Sampling
 from sdft.layout import laid_out_linears
 from sdft.model import LanguageModel
-from sdft.process import StageFailed
+from sdft.process import StageFailed, is_of_memory
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ def _in_parts(
     """Halves the prompts for as long as they do not fit into memory together."""
     try:
         return _decode(lm, prompts, sampling, draws_BS)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_of_memory(error):
+            raise
         if len(prompts) == 1:
             raise StageFailed(
                 f"sampling a single answer does not fit into the device's memory ({error}); lower "

@@ -15,8 +15,8 @@ from sdft.drawing import Sampling, log_probabilities
 from sdft.model import Head, LanguageModel
 from sdft.rollout import Completion, generate
 
-MOST = 2.0
-"""What a token's ratio counts at most, so that no single one rules a step (paper, appendix)."""
+MAX_RATIO = 2.0
+"""What a token's ratio is capped at, so that no single one rules a step (paper, appendix)."""
 
 
 class Sampler(Protocol):
@@ -75,10 +75,10 @@ def open_sampler(lm: LanguageModel, model_dir: str, runtime: RuntimeSettings) ->
 def sequence_weights(
     hidden_RD: Tensor, head: Head, answers: list[Completion], sampling: Sampling
 ) -> Tensor:
-    """[B]: how much more probable each answer is under the student than under its sampler.
+    """[B]: truncated importance weights.
 
-    The product of the ratios of its tokens, each at most MOST: with it the mean over the sampler's
-    answers is, but for the cap, that over the student's own.
+    The product over an answer's tokens of p_student / p_sampler, each ratio capped at MAX_RATIO.
+    With them the mean over the sampler's answers is, but for the cap, that over the student's own.
     """
     tokens_R = torch.tensor([t for one in answers for t in one.tokens], device=hidden_RD.device)
     theirs_R = torch.tensor([p for one in answers for p in one.log_probs], device=hidden_RD.device)
@@ -88,6 +88,6 @@ def sequence_weights(
             for rows in chunks(len(tokens_R), head)
         ]
     )
-    ratio_R = (ours_R - theirs_R).clamp(max=torch.tensor(MOST).log().item())
+    ratio_R = (ours_R - theirs_R).clamp(max=torch.tensor(MAX_RATIO).log().item())
     lengths = [len(one.tokens) for one in answers]
     return torch.stack([one.sum() for one in ratio_R.split(lengths)]).exp()

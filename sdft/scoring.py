@@ -13,6 +13,9 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from sdft.prefix import Prefix
 
+ROUNDING = 0.1
+"""By what share hidden states in bf16 may differ; those that saw another sequence differ more."""
+
 
 def completion_hidden(
     model: PreTrainedModel,
@@ -49,6 +52,19 @@ def completion_hidden(
 def can_pack(model: PreTrainedModel) -> bool:
     """Whether attention costs nothing between the sequences of a packed row."""
     return is_flash_attention_requested(model.config)
+
+
+@torch.no_grad()
+def keeps_apart(model: PreTrainedModel) -> bool:
+    """Whether sequences of a packed row get the hidden states that each gets alone.
+
+    Not where a model's class does not hand the positions on to its attention.
+    """
+    prompts, answers = [[0], [8]], [[*range(1, 8)], [*range(9, 16)]]
+    packed_RD = _packed_hidden(model, prompts, answers).float()
+    pairs = zip(prompts, answers, strict=True)
+    alone_RD = torch.cat([_packed_hidden(model, [one], [other]) for one, other in pairs]).float()
+    return bool((packed_RD - alone_RD).norm() < ROUNDING * alone_RD.norm())
 
 
 def _packed_hidden(

@@ -36,7 +36,7 @@ def write_tensors(tensors: Mapping[str, Tensor], stem: Path, ranks: Ranks) -> No
 
 
 def tensor_names(stem: Path) -> list[str]:
-    """The names of all tensors that were written."""
+    """The names of all tensors that were written; none where nothing was."""
     names = set[str]()
     for file in _files(stem):
         with safe_open(file, framework="pt") as opened:
@@ -63,7 +63,8 @@ def read_tensors(into: Mapping[str, Tensor], stem: Path) -> None:
 
 
 def _files(stem: Path) -> list[Path]:
-    return list(stem.glob("*.safetensors")) if stem.is_dir() else [stem.with_suffix(".safetensors")]
+    whole_file = stem.with_suffix(".safetensors")
+    return [whole_file] if whole_file.is_file() else list(stem.glob("*.safetensors"))
 
 
 def _with_dimensions(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -43,7 +43,13 @@ from sdft.teacher import open_teacher
 
 
 class Diverged(StageFailed):
-    """The loss or its gradient is no longer finite; the last checkpoint is untouched."""
+    """Logits, the loss or its gradient are not finite; the last checkpoint is untouched."""
+
+    def __init__(self, step: int, problem: str, settings: TrainingSettings) -> None:
+        super().__init__(
+            f"step {step}: {problem}; try a learning rate below {settings.learning_rate} or a "
+            "longer warm-up"
+        )
 
 
 class Unhealthy(StageFailed):
@@ -54,7 +60,8 @@ def train(spec: StageSpec, directory: Path, stop: Stop, ranks: Ranks = ALONE) ->
     """Train one stage; returns its record, or None when `stop` was asked for and a checkpoint made.
 
     All ranks of a stage do this together. Raises BadInput before the first step for settings or
-    data that do not fit the model, and Diverged for a loss or gradient that is not finite.
+    data that do not fit the model, and Diverged for logits, a loss or a gradient that are not
+    finite.
     """
     settings, runtime, started = spec.training, spec.runtime, time.monotonic()
     sharded = runtime.sharding == "full" and ranks.world > 1
@@ -90,15 +97,16 @@ def train(spec: StageSpec, directory: Path, stop: Stop, ranks: Ranks = ALONE) ->
         if teacher:
             with gathered(lm.model):
                 answers = rollouts(sampler, chosen, settings, seed, ranks)
+            if not all(answer.finite for answer in answers):
+                raise Diverged(step + 1, "the student's logits are not finite", settings)
         else:
             answers = [example.demonstration for example in chosen]
-        losses, metrics = gradient.add(chosen, answers)
+        # teacher forward, student forward, divergence, backward: sdft/gradient.py
+        losses, metrics = gradient.accumulate(chosen, answers)
         norm = whole(torch.nn.utils.clip_grad_norm_(trained.values(), settings.max_grad_norm))
         if ranks.any(not math.isfinite(metrics["divergence"] + norm.item())):
-            raise Diverged(
-                f"step {step + 1}: divergence {metrics['divergence']}, gradient norm {norm}; try a "
-                f"learning rate below {settings.learning_rate} or a longer warm-up"
-            )
+            problem = f"divergence {metrics['divergence']}, gradient norm {norm}"
+            raise Diverged(step + 1, problem, settings)
         rate = learning_rate(settings, step, steps)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -108,11 +116,11 @@ def train(spec: StageSpec, directory: Path, stop: Stop, ranks: Ranks = ALONE) ->
             teacher.update(trained)
 
         metrics |= {"grad_norm": norm.item(), "learning_rate": rate, **gpu_memory(lm)}
-        metrics |= _of_answers(lm, answers, time.monotonic() - began)
+        metrics |= _answer_metrics(lm, answers, time.monotonic() - began)
         line = log.step(step + 1, metrics)
         for one in islice(zip(chosen, answers, losses, strict=True), runtime.rollouts_a_step):
-            log.rollout(_rollout(lm, step + 1, *one))
-        watch(health, line, log)
+            log.rollout(_rollout_row(lm, step + 1, *one))
+        warn_or_stop(health, line, log)
         stopped = ranks.any(stop.requested)  # asked once: it may be set between two looks
         if ranks.from_first(checkpoints.due(step + 1)) or stopped:
             log.flush_rollouts(step + 1)
@@ -132,7 +140,7 @@ def train(spec: StageSpec, directory: Path, stop: Stop, ranks: Ranks = ALONE) ->
     return StageRecord.read(directory / RECORD)
 
 
-def watch(health: Health, line: StepMetrics, log: StageLog) -> None:
+def warn_or_stop(health: Health, line: StepMetrics, log: StageLog) -> None:
     """Print what a step shows of the stage's health.
 
     Where it is to stop, writes the rollouts for people to look at and raises Unhealthy.
@@ -185,7 +193,9 @@ def _trained(lm: LanguageModel, spec: StageSpec) -> dict[str, torch.nn.Parameter
     return trained
 
 
-def _of_answers(lm: LanguageModel, answers: list[Completion], seconds: float) -> dict[str, float]:
+def _answer_metrics(
+    lm: LanguageModel, answers: list[Completion], seconds: float
+) -> dict[str, float]:
     """Metrics of a step's answers: their length in tokens, what they look like, and the pace."""
     tokens = sum(len(answer.tokens) for answer in answers)
     return {
@@ -196,7 +206,7 @@ def _of_answers(lm: LanguageModel, answers: list[Completion], seconds: float) ->
     }
 
 
-def _rollout(
+def _rollout_row(
     lm: LanguageModel, step: int, example: Example, answer: Completion, loss: float
 ) -> dict[str, object]:
     """What the student said to a prompt in a step, for people to read."""

@@ -16,6 +16,12 @@ from sdft.train import train
 BASIC = TrainingSettings(
     epochs=2, prompts_per_step=4, learning_rate=3e-3, warmup_steps=2, max_new_tokens=12
 )
+OUT_OF_MEMORY = (
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: out of memory"),
+)
+"""As torch says it."""
 
 
 class Case:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import make_tokenizer, save_tiny_model
 from families import FAMILIES, TINY, save_family
-from transformers import AutoConfig, PretrainedConfig
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from sdft import decoding
 from sdft.decoding import Batch, RecordedBatch, masked_attention
@@ -87,6 +87,33 @@ def test_flash_attention_gives_way_while_decoding(tiny_dir: Path) -> None:
         assert lm.model.config._attn_implementation == "sdpa"
     assert lm.model.config._attn_implementation == "flash_attention_2"
     assert answers(lm) == answers(opened(tiny_dir))
+
+
+@pytest.mark.parametrize(
+    ("kind", "special"),
+    [
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
+        (
+            "phi3",
+            {
+                "rope_parameters": {
+                    "rope_type": "longrope",
+                    "rope_theta": 1e4,
+                    **dict.fromkeys(("short_factor", "long_factor"), [1.0] * 8),
+                },
+                "original_max_position_embeddings": 128,
+            },
+        ),
+        ("qwen3_moe", {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}),
+        ("mixtral", {"num_local_experts": 4}),
+    ],
+)
+def test_steps_that_wait_for_what_a_gpu_computes_are_not_recorded(
+    kind: str, special: dict[str, object]
+) -> None:
+    common = TINY | {"intermediate_size": 64, "num_key_value_heads": 1, "head_dim": 16}
+    small = AutoConfig.for_model(kind, **common, vocab_size=64, pad_token_id=0, **special)
+    assert not decoding._can_record(AutoModelForCausalLM.from_config(small))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

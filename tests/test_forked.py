@@ -37,6 +37,17 @@ while not stop.requested:
     time.sleep(0.02)
 sys.exit(75)
 """
+SLOWED = """
+import os, time
+real = os.setpgid
+
+def setpgid(process, group):
+    real(process, group)
+    while process == 0 and not os.path.exists("over"):
+        time.sleep(0.02)
+
+os.setpgid = setpgid
+"""
 SLOW = """
 import os, time
 open("begun", "w")
@@ -82,6 +93,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / f"{name}.py").write_text(body)
     (tmp_path / "library.py").write_text("print('imported')\nopen('imported', 'a').write('once')\n")
     (tmp_path / "slow.py").write_text(SLOW)
+    (tmp_path / "slowed.py").write_text(SLOWED)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -188,6 +200,14 @@ def test_a_signal_that_all_get_does_not_hide_how_a_program_ends(folder: Path) ->
     for one in (*program.parents()[:2], program):
         one.terminate()
     assert running.wait() == EXIT_STOPPED
+
+
+def test_a_signal_that_comes_before_a_program_can_take_it_is_not_lost(folder: Path) -> None:
+    forked.forks = Forks(preloaded=("slowed",))
+    running = start("waits")
+    os.kill(running.pid, signal.SIGTERM)
+    Path("over").touch()
+    assert running.wait(30) == -signal.SIGTERM
 
 
 def test_libraries_that_cannot_be_imported_are_told_by_who_needs_them(folder: Path) -> None:

@@ -4,13 +4,16 @@ import shutil
 
 import pytest
 import torch
-from stages import BASIC, Case, assert_weights_close
+from stages import BASIC, OUT_OF_MEMORY, Case, assert_weights_close
 
+from schemas.base import BadInput
 from schemas.settings import LoraSettings, TrainingSettings
 from sdft.divergence import row_loss, teacher_score
 from sdft.drawing import Sampling
-from sdft.model import Head, load_model, pick_compute, pick_device
+from sdft.gradient import StepGradient
+from sdft.model import Head, LanguageModel, load_model, pick_compute, pick_device
 from sdft.rollout import generate
+from sdft.sampler import StudentSampler
 from sdft.stagelog import read_metrics
 from sdft.teacher import Teacher, open_teacher
 
@@ -108,14 +111,38 @@ def test_gradient_checkpointing_runs_layers_twice(
     assert len(passes) > 1.2 * plain
 
 
+@pytest.mark.parametrize(("supports", "device"), [(False, "cuda"), (True, "cpu"), (True, "cuda")])
+def test_layers_are_run_again_by_default_on_a_gpu_where_the_class_can(
+    case: Case, supports: bool, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = load_model(case.model_dir, CPU)
+    monkeypatch.setattr(type(lm.model), "supports_gradient_checkpointing", supports)
+    monkeypatch.setattr(LanguageModel, "device", torch.device(device))
+    StepGradient(lm, None, StudentSampler(lm), [], case.spec())
+    assert lm.model.is_gradient_checkpointing is (supports and device == "cuda")
+
+
+def test_a_class_that_cannot_run_layers_again_is_refused_where_it_is_asked_to(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = load_model(case.model_dir, CPU)
+    monkeypatch.setattr(type(lm.model), "supports_gradient_checkpointing", False)
+    with pytest.raises(BadInput, match=r"gradient_checkpointing is true, which a LlamaForC.* out$"):
+        case.run("again", case.spec(gradient_checkpointing=True))
+
+
 def test_an_offloaded_teacher_teaches_the_same(case: Case) -> None:
     record, losses, _ = case.run("beside", case.spec())
     other, again, _ = case.run("offloaded", case.spec(offload_teacher=True))
     assert (other.model_hash, again) == (record.model_hash, losses)
 
 
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
 def test_where_memory_runs_out_answers_are_sampled_in_smaller_parts(
-    case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    case: Case,
+    error: RuntimeError,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     lm = load_model(case.model_dir, CPU)
     prompts = [lm.prompt_ids([{"role": "user", "content": "a" * size}]) for size in range(1, 6)]
@@ -126,12 +153,25 @@ def test_where_memory_runs_out_answers_are_sampled_in_smaller_parts(
         ids = kwargs["input_ids"]
         assert isinstance(ids, torch.Tensor)
         if len(ids) > 2:
-            raise torch.OutOfMemoryError("tried to allocate")
+            raise error
         return real(*args, **kwargs)
 
     monkeypatch.setattr(lm.model, "forward", small)
     assert generate(lm, prompts, Sampling(8, 1.0), seed=1) == whole
     assert "out of memory: samples 2 answers at a time" in capsys.readouterr().out
+
+
+def test_an_error_that_is_not_of_memory_is_no_reason_to_go_on(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = load_model(case.model_dir, CPU)
+
+    def broken(*_: object, **__: object) -> object:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(lm.model, "forward", broken)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        generate(lm, [[1, 2], [3, 4]], Sampling(8, 1.0), seed=1)
 
 
 @pytest.mark.slow

@@ -9,20 +9,27 @@ import torch
 from conftest import make_tokenizer, save_tiny_model
 from families import TINY
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from transformers import (
+    BloomConfig,
     Gemma2Config,
     Gemma3Config,
+    GPT2Config,
+    GPTBigCodeConfig,
     GraniteConfig,
     MambaConfig,
     MptConfig,
     PretrainedConfig,
+    PreTrainedModel,
 )
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from schemas.base import BadInput
 from sdft.facts import FactMaker
 from sdft.lora import merged
 from sdft.model import load_model, max_positions
-from sdft.pretrained import open_config
+from sdft.pretrained import open_config, open_weights
+from sdft.scoring import can_pack
 
 CPU = torch.device("cpu")
 WEIGHT = "model.layers.1.mlp.down_proj.weight"
@@ -116,3 +123,129 @@ def test_the_longest_sequence_is_that_of_the_models_text(tmp_path: Path) -> None
     assert load_model(model, CPU).max_positions == 64
     assert max_positions(open_config(model)) == FactMaker(model).max_positions == 64
     assert max_positions(config(MptConfig, max_seq_len=96)) == 96
+
+
+WRONG = {
+    "a width that is not the weights'": (
+        "config.json",
+        {"intermediate_size": 32},
+        r"model: model\.layers\.\S+ has the shape \[\d+, \d+\], by config\.json it would have \[",
+    ),
+    "a word for a number": (
+        "config.json",
+        {"hidden_size": "big"},
+        r"model: its config\.json cannot be used: .*'hidden_size' expected int, got str",
+    ),
+    "heads that do not share the width": (
+        "config.json",
+        {"num_attention_heads": 3},
+        r"model: its config\.json cannot be used: .*not a multiple of the number of att",
+    ),
+    "no object": ("config.json", None, r"config\.json: holds a list, not an object of JSON"),
+    "no tokenizer's object": (
+        "tokenizer_config.json",
+        None,
+        r"tokenizer_config\.json: holds a list, not an object of JSON",
+    ),
+    "no generation's object": (
+        "generation_config.json",
+        None,
+        "model: transformers cannot open it: 'list' object is not a mapping",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_wrong_in_a_file_of_a_model_is_told(
+    wrong: str, tiny_dir: Path, tmp_path: Path
+) -> None:
+    name, change, message = WRONG[wrong]
+    model = shutil.copytree(tiny_dir, tmp_path / "model")
+    content = json.loads((model / name).read_text())
+    (model / name).write_text(json.dumps([] if change is None else content | change))
+    with pytest.raises(BadInput, match=message):
+        load_model(model, CPU)
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{% for one in messages %}{{ one.content ", "unexpected end of template"),
+        ("{{ messages[0].content | backwards }}", "No filter named 'backwards'"),
+        ("{{ raise_exception('a system message is needed') }}", "a system message is needed"),
+    ],
+)
+def test_a_chat_template_that_renders_no_question_is_told(
+    template: str, problem: str, tiny_dir: Path, tmp_path: Path
+) -> None:
+    model = shutil.copytree(tiny_dir, tmp_path / "model")
+    (model / "chat_template.jinja").write_text(template)
+    for opened in (FactMaker, lambda directory: load_model(directory, CPU)):
+        with pytest.raises(BadInput, match=f"model: its chat template cannot .*: {problem}"):
+            opened(model)
+
+
+def as_if_flash_attention_were_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps sequences in a row apart if it is told the positions.
+
+    Like transformers' it takes fp32 only where that is to be lowered.
+    """
+
+    def flash(
+        module: nn.Module,
+        query_BHTD: Tensor,
+        key_BKTD: Tensor,
+        value_BKTD: Tensor,
+        *_: object,
+        position_ids: Tensor | None = None,
+        scaling: float | None = None,
+        **__: object,
+    ) -> tuple[Tensor, None]:
+        if query_BHTD.dtype == torch.float32 and not torch.is_autocast_enabled("cpu"):
+            raise RuntimeError("FlashAttention only support fp16 and bf16 data type")
+        width = query_BHTD.shape[-2]
+        seen_TT = torch.ones(width, width, dtype=torch.bool).tril()
+        if position_ids is not None:
+            of_T = (position_ids[0] == 0).cumsum(-1)
+            seen_TT &= of_T[:, None] == of_T
+        made = nn.functional.scaled_dot_product_attention(
+            query_BHTD, key_BKTD, value_BKTD, seen_TT, scale=scaling, enable_gqa=True
+        )
+        return made.transpose(1, 2), None
+
+    def opened(*args: object) -> PreTrainedModel:
+        model = open_weights(args[0], args[1])  # pyright: ignore[reportArgumentType]
+        model.config._attn_implementation = "flash_attention_2"
+        return model
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "flash_attention_2", flash)
+    monkeypatch.setattr("sdft.model.open_weights", opened)
+
+
+def test_weights_in_fp32_open_with_flash_attention_which_takes_none(
+    tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_if_flash_attention_were_here(monkeypatch)
+    lm = load_model(tiny_dir, CPU, torch.bfloat16)
+    assert lm.model.dtype == torch.float32
+    assert can_pack(lm.model)
+
+
+@pytest.mark.parametrize(
+    ("kind", "packs"), [(GPT2Config, True), (GPTBigCodeConfig, False)], ids=["gpt2", "bigcode"]
+)
+def test_sequences_are_packed_only_where_attention_is_told_where_they_begin(
+    kind: type[PretrainedConfig], packs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save_tiny_model(tmp_path / "model", config(kind, **TINY))
+    as_if_flash_attention_were_here(monkeypatch)
+    assert can_pack(load_model(model, CPU, torch.bfloat16).model) is packs
+
+
+def test_a_class_without_flash_attention_opens_with_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    special = {"hidden_size": 32, "n_layer": 2, "n_head": 2}
+    model = save_tiny_model(tmp_path / "model", config(BloomConfig, **special))
+    monkeypatch.setattr("sdft.model._attention", lambda *_: "flash_attention_2")
+    assert not can_pack(load_model(model, CPU).model)

@@ -60,6 +60,19 @@ def test_a_draw_inverts_the_cumulative_distribution(vocabulary: int) -> None:
     torch.testing.assert_close(log_prob_B, chosen_B.log(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("vocabulary", [BLOCK, 7 * BLOCK + 5])
+@pytest.mark.parametrize("damage", [torch.nan, torch.inf, -torch.inf])
+def test_a_draw_from_what_is_not_finite_is_a_token_and_is_told(
+    damage: float, vocabulary: int
+) -> None:
+    logits_BV = torch.randn(2, vocabulary)
+    logits_BV[1] = damage
+    for sampling in (Sampling(1, 1.0), Sampling(1, 0.7, 0.9)):
+        drawn = draw(logits_BV, torch.tensor([0.5, 0.5]), sampling)
+        assert drawn.finite_B.tolist() == [True, False]
+        assert (drawn.tokens_B < vocabulary).all()
+
+
 def test_a_decoding_cache_is_one_piece_of_memory(lm: LanguageModel) -> None:
     """What it holds is what a growing one holds, also after rows have left."""
     roomy, growing = Prefix(lm.model, []).cache(3, room=9), DynamicCache(config=lm.model.config)

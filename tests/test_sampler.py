@@ -13,7 +13,7 @@ from sdft.drawing import Sampling, log_probabilities
 from sdft.gradient import Example, StepGradient
 from sdft.model import LanguageModel, load_model
 from sdft.rollout import Completion
-from sdft.sampler import MOST, Sampler, StudentSampler, open_sampler, sequence_weights
+from sdft.sampler import MAX_RATIO, Sampler, StudentSampler, open_sampler, sequence_weights
 from sdft.scoring import completion_hidden
 from sdft.stagelog import read_metrics
 from sdft.teacher import open_teacher
@@ -73,7 +73,7 @@ def test_the_weights_turn_the_engines_mean_into_the_students(lm: LanguageModel) 
         ours_V = lm.model(torch.tensor([prompt])).logits[0, -1].softmax(-1)
         hidden = completion_hidden(lm.model, [prompt] * len(tokens), [[one] for one in tokens])
     weights = sequence_weights(hidden, lm.head(), answers, SAMPLING)
-    assert weights.max() < MOST
+    assert weights.max() < MAX_RATIO
     for value_V in (torch.ones(len(tokens)), torch.arange(len(tokens)) % 2, torch.rand(261)):
         mean = (ours_V * value_V).sum()
         torch.testing.assert_close((theirs_V * weights * value_V).sum(), mean, rtol=1e-4, atol=1e-6)
@@ -90,7 +90,7 @@ def test_a_tokens_ratio_counts_at_most_so_much(lm: LanguageModel) -> None:
     off = [(ours[0] - 9.0).item(), (ours[1] + 1.0).item(), ours[2].item()]
     answer = Completion(tokens, finished=False, log_probs=off)
     [weight] = sequence_weights(hidden, lm.head(), [answer], SAMPLING)
-    assert weight.item() == pytest.approx(MOST * torch.tensor(-1.0).exp().item(), rel=1e-3)
+    assert weight.item() == pytest.approx(MAX_RATIO * torch.tensor(-1.0).exp().item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("corrected", [True, False])
@@ -118,7 +118,7 @@ def test_the_correction_removes_the_bias_from_a_steps_gradient(case: Case, corre
         ]
         lm.model.zero_grad()
         step = StepGradient(lm, teacher, sampler, [example], spec)
-        step.add([example] * len(answers), answers)
+        step.accumulate([example] * len(answers), answers)
         return torch.cat(
             [one.grad.flatten() for one in lm.model.parameters() if one.grad is not None]
         )

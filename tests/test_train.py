@@ -15,22 +15,22 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import train_rows
-from stages import BASIC, Case, StopAfter, assert_weights_close
+from stages import BASIC, OUT_OF_MEMORY, Case, StopAfter, assert_weights_close
 from torch.nn import Parameter
 
 from schemas.base import BadInput
 from schemas.settings import LoraSettings, RuntimeSettings, TrainingSettings
 from schemas.stage import StageRecord
-from sdft.checkpoint import is_due
+from sdft.checkpoint import Checkpoints, is_due
 from sdft.data import train_table, write_table
 from sdft.lora import add_adapter
 from sdft.model import LanguageModel, load_model
 from sdft.process import StageFailed, Stop
-from sdft.rollout import Completion
+from sdft.rollout import Completion, generate
 from sdft.scoring import completion_hidden
 from sdft.stagelog import read_metrics
 from sdft.teacher import Teacher, open_teacher
-from sdft.train import Unhealthy, train
+from sdft.train import Diverged, Unhealthy, train
 
 GOLDEN = json.loads((Path(__file__).parent / "golden_trajectory.json").read_text())
 
@@ -107,11 +107,15 @@ def test_what_prompts_share_takes_no_room_in_a_micro_batch(
     assert max(own for own, _ in passes) <= 80 < max(map(sum, passes))
 
 
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=str)
 def test_where_memory_runs_out_the_step_goes_on_in_smaller_parts(
-    case: Case, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    case: Case,
+    error: RuntimeError,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     _, whole, one = case.run("whole", case.spec())
-    limit_memory(monkeypatch, tokens=40)
+    limit_memory(monkeypatch, tokens=40, error=error)
     _, parts, other = case.run("parts", case.spec())
     assert "out of memory: goes on with 30 tokens at a time" in capsys.readouterr().out
     assert parts == pytest.approx(whole, rel=1e-3)
@@ -156,13 +160,18 @@ def test_short_questions_with_long_teachers_are_taken_apart_to_the_last(
     assert again == pytest.approx(losses, rel=1e-4)
 
 
-def limit_memory(monkeypatch: pytest.MonkeyPatch, tokens: int, of: str = "student") -> None:
+def limit_memory(
+    monkeypatch: pytest.MonkeyPatch,
+    tokens: int,
+    of: str = "student",
+    error: RuntimeError = OUT_OF_MEMORY[0],
+) -> None:
     """A device on which so many tokens of one of the two can be computed at once."""
 
     def hidden(model: Any, prompts: Any, completions: Any, prefix: Any) -> Any:
         length = sum(map(len, [*prompts, *completions])) - len(prompts) * len(prefix.tokens)
         if torch.is_grad_enabled() == (of == "student") and length > tokens:
-            raise torch.OutOfMemoryError("tried to allocate")
+            raise error
         return completion_hidden(model, prompts, completions, prefix)
 
     monkeypatch.setattr("sdft.gradient.completion_hidden", hidden)
@@ -182,6 +191,44 @@ def test_a_stopped_and_resumed_stage_equals_an_undisturbed_one(case: Case, teach
     assert again == losses
     steps = [line.step for line in read_metrics(directory / "metrics.jsonl")]
     assert steps == list(range(1, record.steps + 1))
+
+
+def test_a_stage_that_is_stopped_before_its_first_gradient_goes_on(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No answer of the first steps is longer than what is skipped, so there is no optimizer yet."""
+    calls = itertools.count()
+
+    def says_nothing_at_first(lm: LanguageModel, *args: Any) -> list[Completion]:
+        answers = generate(lm, *args)
+        short = [Completion([lm.end_of_turn], finished=True)] * len(answers)
+        return short if next(calls) < 2 else answers
+
+    monkeypatch.setattr("sdft.sampler.generate", says_nothing_at_first)
+    spec = case.spec(BASIC.model_copy(update={"skip_first_tokens": 1}))
+    record, losses, _ = case.run("whole", spec)
+    calls = itertools.count()
+    (directory := case.folder / "stopped").mkdir()
+    assert train(spec, directory, StopAfter(2)) is None
+    resumed, again, _ = case.run("stopped", spec)
+    assert (resumed.model_hash, again) == (record.model_hash, losses)
+
+
+def test_answers_that_are_not_finite_end_the_stage(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a step that was too long; they are sampled, for no draw may go beyond the words."""
+    real, calls = Checkpoints.due, itertools.count()
+
+    def damaged(self: Checkpoints, step: int) -> bool:
+        if next(calls) == 1:
+            with torch.no_grad():
+                next(iter(self.trained.values())).fill_(torch.nan)
+        return real(self, step)
+
+    monkeypatch.setattr(Checkpoints, "due", damaged)
+    with pytest.raises(Diverged, match=r"step 3: .* logits are not finite; try a learning rate be"):
+        case.run("diverged", case.spec())
 
 
 def flip(newest: Path) -> None:
