@@ -163,7 +163,8 @@ KILLED = """
 import os, sys
 from tasks.home import Home
 from tasks.parcels import _scratch
-_scratch(Home(sys.argv[1])).__enter__()
+held = _scratch(Home(sys.argv[1]))
+held.__enter__()
 os._exit(0)
 """
 
