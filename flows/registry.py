@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from flows.options import DEFAULT_HOME, DISPROVED, ERROR, HomeOption, fail, open_home
 from schemas.base import BadInput, Contract, write_atomically
@@ -84,9 +85,12 @@ def reconcile(
     opened = open_home(home)
     from flows.reconcile import reconcile_all
 
-    for one, found in reconcile_all(opened, name, in_flow=False).items():
+    done, problems = reconcile_all(opened, name, in_flow=False)
+    for one, found in done.items():
         for line in found or ([f"{one}: registry and ledger agree"] if one else []):
             console.print(line, markup=False, soft_wrap=True)
+    if problems:
+        raise BadInput("\n".join(problems))
 
 
 @app.command()
@@ -245,7 +249,7 @@ def export(
 
 
 def _signed(entry: Entry) -> str:
-    return f"ledger entry {entry.seq} by {entry.who}, {entry.time}"
+    return escape(f"ledger entry {entry.seq} by {entry.who}, {entry.time}")
 
 
 def _write(text: str, out: str | None) -> None:

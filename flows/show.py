@@ -4,6 +4,7 @@ import os
 import shlex
 from typing import TYPE_CHECKING
 
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -60,7 +61,7 @@ def show_learned(learned: "Learned", home: Home) -> None:
         uri = home.tracking_uri
         pages = shown_address(uri) if uri.startswith("http") else f"sdft ui{_home_option(home)}"
         console.print(
-            f"look next: [bold]{pages}[/bold], run {learned.report.run_id} "
+            f"look next: [bold]{escape(pages)}[/bold], run {learned.report.run_id} "
             f"(retention/matrix.png, retention/curves.png)",
             soft_wrap=True,
         )
@@ -117,7 +118,8 @@ def show_plan(plan: "Plan") -> None:
         told = f"{remark.name}: {remark.said}"
         console.print(told, style="yellow", markup=False, soft_wrap=True)
     console.print(
-        f"base model {plan.base_path} ({plan.base_hash[:12]}); all data passed its checks"
+        f"base model {plan.base_path} ({plan.base_hash[:12]}); all data passed its checks",
+        markup=False,
     )
 
 
@@ -126,15 +128,15 @@ def show_status(names: list[RegisteredName]) -> None:
     if not names:
         console.print("no model is registered yet")
     for one in names:
-        table = Table(title=one.name, title_justify="left")
+        table = Table(title=escape(one.name), title_justify="left")
         for column in ("version", "skill", "verdict", "aliases", "parent", "model", "run"):
             table.add_column(column)
         for version in one.versions:
             style = "bold" if CHAMPION in version.aliases else ""
             table.add_row(
                 version.version,
-                version.skill,
-                version.verdict,
+                escape(version.skill),
+                escape(version.verdict),
                 ", ".join(version.aliases),
                 version.parent,
                 version.model_hash[:12],

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from schemas.base import BadInput, Contract
 from schemas.names import SafeName
@@ -115,6 +123,18 @@ class Curriculum(Contract):
         }
         return value | inherited
 
+    @field_serializer("skills", mode="wrap")
+    def _what_is_turned_off_stays_off(
+        self, value: tuple[Skill, ...], dump: SerializerFunctionWrapHandler
+    ) -> Any:
+        """Settings leave out `lora` where there is none, and the curriculum's would be inherited
+        when the dump is read."""
+        skills = dump(value)
+        if self.training.lora is not None:
+            for skill in skills:
+                skill["training"].setdefault("lora", None)
+        return skills
+
     @field_validator("skills_from")
     @classmethod
     def _no_key_in_the_address(cls, value: str | None) -> str | None:
@@ -188,11 +208,14 @@ def _is_sound(key: str, settings: Any) -> bool:
 def _inherit(suite: Any, shared: dict[str, Any], keys: list[str]) -> Any:
     if not isinstance(suite, dict):
         return suite
-    both: dict[str, Any] = {}
-    for key in keys:
-        own = suite.get(key, {})
-        both[key] = {**shared.get(key, {}), **own} if isinstance(own, dict) else own
-    return {**suite, **both}
+    return {**suite, **{key: _over(shared.get(key, {}), suite.get(key, {})) for key in keys}}
+
+
+def _over(shared: Any, own: Any) -> Any:
+    """A mapping with what it does not say taken from another one; what is no mapping stands."""
+    if not (isinstance(shared, dict) and isinstance(own, dict)):
+        return own
+    return {**shared, **{key: _over(shared.get(key), value) for key, value in own.items()}}
 
 
 def load_curriculum(path: Path) -> Curriculum:
@@ -227,7 +250,7 @@ def _read_yaml(path: Path, keys: str) -> tuple[dict[str, Any], dict[Place, int]]
         raise BadInput(f"{path}: cannot be read as UTF-8 text: {error}") from None
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-        lines = dict(_lines(root)) if root else {}
+        lines = dict(_lines(root, set())) if root else {}
         content = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, RecursionError) as error:
         raise BadInput(f"{path}: is no valid YAML: {error}") from None
@@ -260,9 +283,15 @@ def _named(path: Path, lines: dict[Place, int]) -> Generator[None]:
         raise BadInput("\n".join(problems)) from None
 
 
-def _lines(node: yaml.Node, at: Place = ()) -> Iterator[tuple[Place, int]]:
-    """Every place in the document with its 1-based line; a key given twice is an error."""
+def _lines(node: yaml.Node, walked: set[int], at: Place = ()) -> Iterator[tuple[Place, int]]:
+    """Every place in the document with its 1-based line; a key given twice is an error.
+
+    What an alias stands for is walked once: aliases of aliases are more than can be counted.
+    """
     yield at, node.start_mark.line + 1
+    if id(node) in walked:
+        return
+    walked.add(id(node))
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
@@ -275,11 +304,11 @@ def _lines(node: yaml.Node, at: Place = ()) -> Iterator[tuple[Place, int]]:
                     problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark
                 )
             seen.add(key.value)
-            yield from _lines(value, (*at, key.value))
+            yield from _lines(value, walked, (*at, key.value))
             yield (*at, key.value), key.start_mark.line + 1
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            yield from _lines(value, (*at, index))
+            yield from _lines(value, walked, (*at, index))
 
 
 def _problem(path: Path, lines: dict[Place, int], detail: Any) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from schemas.base import Contract, Sealed
 from schemas.digest import digest_json
@@ -48,6 +48,14 @@ class FileDigest(Contract):
     path: str
     size_bytes: int
     sha256: str
+
+    @field_validator("path")
+    @classmethod
+    def _stays_inside(cls, value: str) -> str:
+        """Lists come from elsewhere, and files are written where they say."""
+        if "\0" in value or not {"", ".", ".."}.isdisjoint(value.split("/")):
+            raise ValueError(f"{value!r} is no path of a file inside its directory")
+        return value
 
 
 class StageRecord(Sealed):

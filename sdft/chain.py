@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from schemas.base import BadInput
 from schemas.ledger import GENESIS, Champion, Draft, Entry, Kind
 
 
@@ -36,14 +37,21 @@ def champions(entries: Iterable[Entry]) -> list[str]:
     """
     stack: list[str] = []
     for entry in entries:
-        if entry.epoch is None or entry.version is None:
-            continue
-        if entry.kind == "rolled back" and entry.version in stack:
-            while stack[-1] != entry.version:
-                stack.pop()
-        elif stack[-1:] != [entry.version]:
-            stack.append(entry.version)
+        _take_in(stack, entry)
     return stack
+
+
+def _take_in(stack: list[str], entry: Entry) -> list[str]:
+    """Change the champions by one more entry; returns those that it took away."""
+    taken: list[str] = []
+    if entry.epoch is None or entry.version is None:
+        return taken
+    if entry.kind == "rolled back" and entry.version in stack:
+        while stack[-1] != entry.version:
+            taken.append(stack.pop())
+    elif stack[-1:] != [entry.version]:
+        stack.append(entry.version)
+    return taken
 
 
 def withdrawn(entries: Sequence[Entry]) -> set[str]:
@@ -58,21 +66,16 @@ def withdrawn(entries: Sequence[Entry]) -> set[str]:
     return {one.version for one in entries if one.epoch is not None and one.version} - kept
 
 
-def history(entries: Sequence[Entry], version: str) -> tuple[Entry, ...]:
+def history(entries: Iterable[Entry], version: str) -> tuple[Entry, ...]:
     """One name's entries about a version, and the rollbacks that took it away."""
-    return tuple(
-        entry
-        for place, entry in enumerate(entries)
-        if entry.version == version
-        or (entry.kind == "rolled back" and version in _taken_away(entries[: place + 1]))
-    )
-
-
-def _taken_away(entries: Sequence[Entry]) -> set[str]:
-    """The champions that the last entry, a rollback, took away, with those in between."""
-    *before, last = entries
-    gone = {*champions(before)} - {*champions(entries)}
-    return gone | ({last.expected} if last.expected else set())
+    stack: list[str] = []
+    found: list[Entry] = []
+    for entry in entries:
+        taken = version in _take_in(stack, entry) and version not in stack
+        taken = taken or version == entry.expected  # which was let in twice, it may be
+        if entry.version == version or (entry.kind == "rolled back" and taken):
+            found.append(entry)
+    return tuple(found)
 
 
 def newest(entries: Iterable[Entry], version: str | None, *kinds: str) -> Entry | None:
@@ -82,10 +85,18 @@ def newest(entries: Iterable[Entry], version: str | None, *kinds: str) -> Entry 
 
 
 def ancestry(entries: Iterable[Entry], version: str | None) -> list[Entry]:
-    """The registrations from the first stage to a version, by parents; empty for the base model."""
+    """The registrations from the first stage to a version, by parents; empty for the base model.
+
+    Raises BadInput where one is missing.
+    """
     registered = {one.version: one for one in entries if one.kind == "registered"}
     line: list[Entry] = []
     while version is not None:
+        if version not in registered:
+            raise BadInput(
+                f"version {version}: the entry that registered it is not in the ledger any more; "
+                "sdft ledger NAME says where its chain is broken"
+            )
         line.append(registered[version])
         version = registered[version].parent_version
     return line[::-1]

@@ -10,7 +10,7 @@ from sdft.chain import champions
 from tasks.home import Home
 from tasks.ledger import Ledger
 from tasks.packages import open_registered
-from tasks.tracking import NOT_THERE, VERDICT_TAG, all_versions, open_client
+from tasks.tracking import NOT_THERE, VERDICT_TAG, all_versions, experiment, open_client
 
 _COLLISION = ErrorCode.Name(BAD_REQUEST)
 """Two set an alias or tag for the first time: the second one meets the first one's row."""
@@ -24,19 +24,19 @@ LEDGER_HEAD = "sdft.ledger_head"
 
 
 def mirror(home: Home, name: str) -> None:
-    """Bring the registry's aliases to what the ledger says, and read them back.
+    """Bring the registry's aliases and tags to what the ledger says, and read them back.
 
     Whoever comes late, even paused between ledger and alias, reads the ledger again after writing,
     so the last one to leave has written what is true.
     """
     ledger, client = Ledger(home), open_client(home)
-    place = ledger.cursor(ALIASES, name)  # once: others move it while this one may be paused
     for _ in range(ROUNDS):
         entries = own_entries(ledger, client, name)
         assert entries, f"{name} is not in the ledger"
         try:
             _set_aliases(client, name, entries)
-            _mirror_verdicts(client, name, entries, place)
+            for version, (_, decision) in _wrong_verdicts(client, name, entries).items():
+                client.set_model_version_tag(name, version, VERDICT_TAG, decision)
         except MlflowException as error:
             if error.error_code != _COLLISION:
                 raise
@@ -58,12 +58,17 @@ def _set_aliases(client: MlflowClient, name: str, entries: list[Entry]) -> None:
     client.set_registered_model_tag(name, LEDGER_HEAD, f"{head.seq}:{head.hash}")
 
 
-def _mirror_verdicts(client: MlflowClient, name: str, entries: list[Entry], place: int) -> None:
-    """The verdicts that the registry has not taken over yet, as tags of their versions."""
-    there = versions_of(client, name)
-    for entry in entries:
-        if entry.kind == "verdict" and entry.seq > place and entry.version in there:
-            client.set_model_version_tag(name, entry.version, VERDICT_TAG, entry.decision)
+def _wrong_verdicts(
+    client: MlflowClient, name: str, entries: list[Entry]
+) -> dict[str, tuple[str | None, str | None]]:
+    """By version, the tag that is not the newest verdict, and that verdict."""
+    newest = {one.version: one.decision for one in entries if one.kind == "verdict"}
+    tags = {str(one.version): one.tags.get(VERDICT_TAG) for one in all_versions(client, name)}
+    return {
+        version: (tags[version], decision)
+        for version, decision in newest.items()
+        if version in tags and tags[version] != decision
+    }
 
 
 def wanted_aliases(entries: list[Entry]) -> dict[str, str | None]:
@@ -89,11 +94,15 @@ def versions_of(client: MlflowClient, name: str) -> set[str]:
 
 
 def drift(client: MlflowClient, name: str, entries: list[Entry]) -> list[str]:
-    """How the registry's aliases differ from the ledger: one line an alias."""
-    return [
+    """How the registry's aliases and verdict tags differ from the ledger: one line each."""
+    moved = [
         f"{name}: the alias {alias} is on version {found}, the ledger says {wanted}"
         for alias, wanted in _settable(client, name, entries).items()
         if (found := alias_version(client, name, alias)) != wanted
+    ]
+    return moved + [
+        f"{name}/{version}: tag {VERDICT_TAG} is {found}, the ledger says {decision}"
+        for version, (found, decision) in _wrong_verdicts(client, name, entries).items()
     ]
 
 
@@ -108,14 +117,23 @@ def alias_version(client: MlflowClient, name: str, alias: str) -> str | None:
 
 
 def settle(home: Home, name: str) -> list[str]:
-    """Finish what a crash left between ledger and aliases; returns the drift that is no crash's."""
+    """Finish what a crash left between ledger and aliases; returns the drift that is no crash's.
+
+    Raises BadInput where nothing could be registered since the experiment was deleted.
+    """
     ledger, client = Ledger(home), open_client(home)
+    experiment(client, home, name)
     entries = own_entries(ledger, client, name)
     if not entries:
         return []
-    if ledger.cursor(ALIASES, name) < entries[-1].seq:
+    if is_behind(ledger, entries):
         mirror(home, name)
     return drift(client, name, entries)
+
+
+def is_behind(ledger: Ledger, entries: list[Entry]) -> bool:
+    """Whether the aliases have yet to take over some of one name's entries."""
+    return ledger.cursor(ALIASES, entries[-1].name) < entries[-1].seq
 
 
 def own_entries(ledger: Ledger, client: MlflowClient, name: str) -> list[Entry]:
@@ -142,20 +160,21 @@ def own_entries(ledger: Ledger, client: MlflowClient, name: str) -> list[Entry]:
 def reconcile(home: Home, name: str) -> list[str]:
     """Make the registry what the ledger says; returns what was found, one line each.
 
-    Work that a crash left between ledger and aliases is finished. An alias that was moved by hand
-    is put back, which leaves a `repaired` entry. What only a person can decide is only said.
+    Work that a crash left between ledger and aliases is finished. An alias or verdict tag that was
+    changed by hand is put back, which leaves a `repaired` entry. What only a person can decide is
+    only said.
     """
     ledger, client = Ledger(home), open_client(home)
     entries = own_entries(ledger, client, name)
     if not entries:
         raise BadInput(f"{name}: is not in the ledger of {home.root}; see sdft status")
     found = drift(client, name, entries)
-    behind = ledger.cursor(ALIASES, name) < entries[-1].seq
+    behind = is_behind(ledger, entries)
     if found and behind:
         found = [f"{line}: finished" for line in found]
     elif found and ledger.entries(name) == entries:  # or somebody is at it just now
         ledger.append([Draft(kind="repaired", name=name, version=None, reason="; ".join(found))])
-        found = [f"{line}: moved by hand, put back" for line in found]
+        found = [f"{line}: changed by hand, put back" for line in found]
     if found or behind:
         mirror(home, name)
     known = {one.version for one in entries if one.kind == "registered"}

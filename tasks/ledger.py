@@ -9,7 +9,7 @@ import os
 import platform
 import sqlite3
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -154,9 +154,12 @@ class Ledger:
         The lock ends with its process: a file beside the SQLite one, or held by the server.
         """
         if self.engine.dialect.name == "postgresql":
-            with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as held:
-                lock = text("SELECT pg_advisory_lock(724302, hashtext(:name))")
-                held.execute(lock, {"name": name})  # until the connection closes
+            with ExitStack() as held:
+                with _answering():  # not what is done meanwhile, which may be MLflow's
+                    connection = held.enter_context(self.engine.connect())
+                    connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+                    lock = text("SELECT pg_advisory_lock(724302, hashtext(:name))")
+                    connection.execute(lock, {"name": name})  # until the connection closes
                 yield
         else:
             with exclusive(Path(self.engine.url.database or "").parent / "locks" / name):
@@ -265,6 +268,15 @@ def _seal(draft: Draft, seq: int, previous: str) -> Entry:
 def who() -> str:
     """Who runs this, for the ledger: SDFT_USER where a service acts for a person, or the login."""
     try:
-        return os.environ.get("SDFT_USER") or getpass.getuser()
+        return check_text("SDFT_USER", os.environ.get("SDFT_USER", "")) or getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
         return f"uid {os.getuid()}"
+
+
+def check_text(what: str, text: str) -> str:
+    """`text`; raises BadInput where it has bytes that are no UTF-8, which no entry can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise BadInput(f"{what}: is no UTF-8 text") from None
+    return text

@@ -19,6 +19,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from schemas.base import BadInput
 from schemas.parcel import Parcel
 from schemas.stage import FileDigest, StageRecord
+from sdft.files import partial_name
 from sdft.modelfiles import all_files, is_the_model, model_hash
 from sdft.record import ADAPTER
 from tasks.cache import Cache, is_shown
@@ -205,5 +206,5 @@ def _download(store: ArtifactRepository, path: str, target: Path) -> None:
 def _scratch(home: Home) -> Generator[Path]:
     """A folder for a moment, on the disk of the home, where large files can be moved from."""
     home.cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home.cache, prefix=".scratch-") as folder:
+    with tempfile.TemporaryDirectory(dir=home.cache, prefix=partial_name()) as folder:
         yield Path(folder)

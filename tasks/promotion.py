@@ -7,7 +7,7 @@ from schemas.ledger import CHANGES, Champion, Draft, Entry, Kind
 from sdft.chain import about, champion, champions, newest
 from tasks.aliases import mirror, own_entries
 from tasks.home import Home
-from tasks.ledger import Ledger
+from tasks.ledger import Ledger, check_text
 from tasks.packages import check_package, open_registered
 from tasks.tracking import open_client
 
@@ -22,6 +22,7 @@ def promote(
     in. Asking again for what is done changes nothing. Raises BadInput for a version that may not
     serve or whose files are not as registered, and Raced when somebody else was faster.
     """
+    check_text("--override", override)
     ledger, client = Ledger(home), open_client(home)
     entries = _entries(home, ledger, client, name)
     registered = _registered(entries, name, version)

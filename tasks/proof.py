@@ -2,6 +2,8 @@
 
 What is proven rests on the ledger: its chain ties every entry to the one before, an entry ties
 record, data, package and verdict of a version, and the record ties the weights to their parent.
+The stage key is held against the record's, and not made again: the version of the algorithm that
+is in it may be an older one.
 """
 
 from pathlib import Path
@@ -18,8 +20,8 @@ from sdft.chain import ancestry, first_break
 from sdft.data import rehash
 from sdft.modelfiles import model_files, model_hash
 from sdft.record import RECORD, verified_record
-from tasks.aliases import drift, own_entries
-from tasks.failures import is_of_disk
+from tasks.aliases import drift, is_behind, own_entries
+from tasks.failures import RunFailed, is_of_disk
 from tasks.home import Home
 from tasks.ledger import Ledger
 from tasks.lineage import resolve
@@ -34,7 +36,7 @@ from tasks.packages import (
     reference_folder,
     verdict_file,
 )
-from tasks.tracking import STAGE_KEY, VERDICT_TAG, open_client, pass_outage
+from tasks.tracking import STAGE_KEY, open_client, pass_outage
 
 
 class Lie(Exception):
@@ -57,7 +59,8 @@ class Proof(Contract):
 def prove(home: Home, reference: str) -> Proof:
     """Prove a version's lineage from the base model on.
 
-    Raises Lie at the first thing that is not as it was written down, Away where MLflow is away.
+    Raises Lie at the first thing that is not as it was written down, RunFailed where the registry
+    has yet to take over the newest entries, Away where MLflow is away.
     """
     ledger, client = Ledger(home), open_client(home)
     name, version = resolve(home, reference)
@@ -69,6 +72,12 @@ def prove(home: Home, reference: str) -> Proof:
             raise Lie(broken)
         entries = own_entries(ledger, client, name)
         if differs := drift(client, name, entries):
+            now = ledger.entries(name)
+            if now != entries or is_behind(ledger, now):
+                raise RunFailed(
+                    f"{differs[0]}: a change is under way, or was cut short; run sdft reconcile "
+                    f"{name}, then ask again"
+                )
             raise Lie(differs[0])
         line = ancestry(entries, version)
         for entry in line:
@@ -107,7 +116,7 @@ def _check_stage(home: Home, registered: Registered, parent: StageRecord | None)
     record = StageRecord.read(registered.file(RECORD))
     rows = registered.file(f"validation/{entry.skill}/train/rows.parquet")
     claims = {
-        "stage key": (record.spec.key, entry.stage_key),
+        "stage key": (record.key, entry.stage_key),
         "data": (rehash(pq.read_table(rows)), entry.data_hash),
         "data of the record": (record.spec.data_hash, entry.data_hash),
         "weights": (model_hash(record.files), entry.model_hash),
@@ -148,8 +157,6 @@ def _check_verdicts(registered: Registered, entries: list[Entry]) -> None:
         if digest_file(file) != entry.verdict_hash:
             raise Lie(f"{label}: {file} is not as it was given")
     newest = verdicts[-1]
-    if registered.version.tags.get(VERDICT_TAG) != newest.decision:
-        raise Lie(f"{label}: tag {VERDICT_TAG} is not the verdict, {newest.decision}")
     for one in Verdict.read(registered.file(verdict_file(newest.verdict_hash or ""))).judgements:
         measured = registered.run.data.metrics.get(f"eval/{one.suite}")
         if measured != one.candidate:

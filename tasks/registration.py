@@ -74,6 +74,11 @@ def register_stage(
                 f"{name}/{number}: is another stage in the ledger; the registered model was "
                 "deleted and its numbers began anew: learn under another name"
             )
+        if registered is not None and registered.model_hash != stage.model.model_hash:
+            raise BadInput(
+                f"{name}/{number}: was registered by another home, which has trained this stage to "
+                f"other weights; remove {stage.directory}, and the registered ones are fetched"
+            )
         draft = registered or _registration(client, name, stage, version, origin)
         outcome = _write_down(ledger, draft, verdict, fence)
     mirror(home, name)

@@ -1,10 +1,13 @@
 """Everything that is registered, for `sdft status`."""
 
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+
 from schemas.base import Contract
 from tasks.aliases import drift
 from tasks.home import Home
 from tasks.ledger import Ledger
-from tasks.tracking import VERDICT_TAG, all_pages, all_versions, open_client
+from tasks.tracking import VERDICT_TAG, all_pages, open_client
 
 
 class RegisteredVersion(Contract):
@@ -31,10 +34,13 @@ class RegisteredName(Contract):
 def registry_status(home: Home) -> list[RegisteredName]:
     """Everything that is registered in this home."""
     client, ledger = open_client(home), Ledger(home)
+    versions: dict[str, list[ModelVersion]] = {}
+    for one in all_pages(lambda token: client.search_model_versions(page_token=token)):
+        versions.setdefault(one.name, []).append(one)  # no filter can name what others register
     return [
         RegisteredName(
             name=model.name,
-            drift=tuple(drift(client, model.name, ledger.entries(model.name))),
+            drift=tuple(_drift(ledger, client, model.name)),
             versions=tuple(
                 RegisteredVersion(
                     version=str(one.version),
@@ -48,10 +54,14 @@ def registry_status(home: Home) -> list[RegisteredName]:
                     model_hash=one.tags.get("sdft.model_hash", ""),
                     run_id=one.run_id or "",
                 )
-                for one in sorted(
-                    all_versions(client, model.name), key=lambda one: int(one.version)
-                )
+                for one in sorted(versions.get(model.name, []), key=lambda one: int(one.version))
             ),
         )
         for model in all_pages(lambda token: client.search_registered_models(page_token=token))
     ]
+
+
+def _drift(ledger: Ledger, client: MlflowClient, name: str) -> list[str]:
+    """How the aliases of a name differ from the ledger; one that is not in it is another's."""
+    entries = ledger.entries(name)
+    return drift(client, name, entries) if entries else []

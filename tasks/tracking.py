@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import requests
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Param, RunTag
 from mlflow.entities import Run as MlflowRun
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -191,8 +191,16 @@ def all_pages(search: Callable[[str | None], PagedList[Found]]) -> list[Found]:
 
 
 def experiment(client: MlflowClient, home: Home, name: str) -> str:
-    """The id of the curriculum's experiment, made where it is not there."""
+    """The id of the curriculum's experiment, made where it is not there.
+
+    Raises BadInput where it was deleted, which keeps its name taken.
+    """
     found = client.get_experiment_by_name(name)
+    if found is not None and found.lifecycle_stage == LifecycleStage.DELETED:
+        raise BadInput(
+            f"the experiment {name} was deleted in MLflow; to have it back: "
+            f"mlflow experiments restore --experiment-id {found.experiment_id}"
+        )
     if found is not None:
         return found.experiment_id
     local = home.tracking_uri.startswith("sqlite:")

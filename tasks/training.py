@@ -12,6 +12,7 @@ from schemas.curriculum import Skill
 from schemas.settings import RuntimeSettings
 from schemas.snapshot import SuiteData
 from schemas.stage import StageRecord, StageSpec
+from sdft.files import partial_name
 from sdft.health import Health
 from sdft.record import RECORD
 from sdft.schedule import short_of_steps, total_steps
@@ -147,9 +148,11 @@ def execute(order: TrainOrder, home: Home) -> None:
             directory = finished_dir(home, spec)
             log_stage(home, directory, inputs)
             parcel = send_stage(home, directory, StageRecord.read(directory / RECORD))
+        # No stage any more, also where we are killed: without its model it would be a damaged one.
+        left = directory.rename(directory.with_name(f"{partial_name()}{directory.name}"))
         with suppress(RunFailed):  # where there is no room it is brought again
-            cache_of(home).keep(parcel, directory / "model")
-        shutil.rmtree(directory)
+            cache_of(home).keep(parcel, left / "model")
+        shutil.rmtree(left)
 
 
 def _is_known(home: Home, spec: StageSpec, inputs: StageInputs) -> bool:

@@ -10,6 +10,7 @@ from flows.options import open_curriculum
 from schemas.base import BadInput
 from schemas.curriculum import Curriculum, load_curriculum
 from schemas.names import check_name
+from schemas.settings import LoraSettings
 from schemas.templates import TEMPLATES, check_template, teacher_messages
 from tasks.home import Home
 
@@ -46,6 +47,33 @@ def test_settings_are_inherited_and_paths_start_at_the_file(tmp_path: Path) -> N
     assert second.train.path == "/abs/second.parquet"
     assert second.eval.path == "hub:org/name"
     assert curriculum.base_model == str(tmp_path / "model")
+
+
+def test_nested_settings_are_inherited_one_by_one(tmp_path: Path) -> None:
+    own = GOOD.replace("{epochs: 3}", "{lora: {alpha: 32}}")
+    first, second = load(own + "  lora: {rank: 8, alpha: 16}\n", tmp_path).skills
+    assert first.training.lora == LoraSettings(rank=8, alpha=32)
+    assert second.training.lora == LoraSettings(rank=8, alpha=16)
+
+
+def test_a_skill_that_turns_adapters_off_does_so_in_a_dump_too(tmp_path: Path) -> None:
+    own = GOOD.replace("{epochs: 3}", "{lora: null}")
+    curriculum = load(own + "  lora: {rank: 8}\n", tmp_path)
+    assert [one.training.lora is None for one in curriculum.skills] == [True, False]
+    for mode in ("json", "python"):
+        assert Curriculum.model_validate(curriculum.model_dump(mode=mode)) == curriculum
+    without = load(GOOD, tmp_path).model_dump(mode="json")
+    assert "lora" not in without["skills"][0]["training"], "so that digests of before stand"
+
+
+def test_aliases_of_aliases_are_walked_once(tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60))]
+    with pytest.raises(BadInput, match=r"curriculum.yaml:74: a59: is no known key"):
+        load(GOOD + "\n".join(lines), tmp_path)
+    shared = GOOD.replace("{epochs: 3}", "&own {epochs: 3}").replace(
+        "scorer", "training: *own\n    scorer"
+    )
+    assert [one.training.epochs for one in load(shared, tmp_path).skills] == [3, 3]
 
 
 def test_a_suite_can_change_the_gate_for_itself(tmp_path: Path) -> None:

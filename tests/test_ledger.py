@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 from sqlalchemy.exc import DatabaseError
 
 from schemas.base import BadInput
@@ -178,6 +178,18 @@ def test_the_history_of_a_version_has_what_took_it_away(
     assert [one.told_of(version) for one in entries] == told
 
 
+def test_a_history_is_read_in_one_pass(ledger: Ledger) -> None:
+    ledger.append([registered("1"), promoted("1")], Champion())
+    entries = ledger.entries("demo")
+    assert history(iter(entries), "1") == tuple(entries)
+
+
+def test_a_parent_that_is_missing_is_said(ledger: Ledger) -> None:
+    ledger.append([registered("2", "1")])
+    with pytest.raises(BadInput, match="version 1: the entry that registered it is not in the"):
+        ancestry(ledger.entries("demo"), "2")
+
+
 def test_ancestry_follows_parents_not_numbers(ledger: Ledger) -> None:
     ledger.append([registered("1"), registered("2", "1"), registered("3", "1")])
     entries = ledger.entries()
@@ -233,6 +245,19 @@ def test_a_user_without_a_name_can_write(monkeypatch: pytest.MonkeyPatch) -> Non
     assert who() == f"uid {os.getuid()}"
 
 
+def test_a_user_whose_name_no_entry_can_hold_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {"SDFT_USER": os.fsdecode(b"t\xe9am")})
+    with pytest.raises(BadInput, match="SDFT_USER: is no UTF-8 text"):
+        who()
+
+
+def test_a_server_that_is_away_when_a_name_is_locked_is_the_ledgers(ledger: Ledger) -> None:
+    ledger.engine = create_engine("postgresql+psycopg://u:s3cret@127.0.0.1:9/db")
+    with pytest.raises(LedgerAway, match="the ledger's database does not answer") as caught:
+        ledger.alone("demo").__enter__()
+    assert "s3cret" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("address", "shown"),
     [
@@ -241,6 +266,10 @@ def test_a_user_without_a_name_can_write(monkeypatch: pytest.MonkeyPatch) -> Non
         ("sqlite:////home/mlflow.db", "sqlite:////home/mlflow.db"),
         ("postgresql://u:s3cret@host/db?password=s3cret", "postgresql://host/db"),
         ("databricks", "databricks"),
+        ("postgresql://u:s3/c#r@et@host/db?x=y", "postgresql://host/db"),
+        ("postgresql://u:s3c?ret@host/db", "postgresql://..."),
+        ("https://host/x?token=a@s3cret", "https://..."),
+        ("sqlite:////home/me@work/mlflow.db", "sqlite:////home/me@work/mlflow.db"),
     ],
 )
 def test_addresses_are_shown_without_secrets(address: str, shown: str) -> None:

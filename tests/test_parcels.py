@@ -1,6 +1,9 @@
 """Models, data and scores between two homes that share nothing but MLflow: verified, by hash."""
 
+import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,8 @@ from tasks.failures import RunFailed
 from tasks.fetching import fetch_stage
 from tasks.home import Home
 from tasks.leases import leased
-from tasks.parcels import is_there, model_name, received, send_model
+from tasks.parcels import bring_small, is_there, model_name, received, send_model
+from tasks.reconciling import tidy
 from tasks.stagefiles import StageInputs, finished_dir
 from tasks.training import TrainOrder, train_skill
 
@@ -138,6 +142,41 @@ def test_what_was_altered_in_the_store_is_not_believed(
         received(there, name).__enter__()
 
 
+@pytest.mark.parametrize("path", ["../../LICENSE", "{out}/.mine", "a/./README.md", "a\0/.b"])
+def test_a_list_that_leads_out_of_its_folder_is_refused(
+    homes: tuple[Home, Home], store: Path, tiny_dir: Path, tmp_path: Path, path: str
+) -> None:
+    """Such names are in no hash, so the list still gives the one that it is named by."""
+    here, there = homes
+    name = send_model(here, tiny_dir, describe_model(tiny_dir).model_hash)
+    content = json.loads((store / name / parcels.LIST).read_text())
+    named = path.format(out=tmp_path)
+    content["files"].append({"path": named, "size_bytes": 1, "sha256": "0" * 64})
+    (store / name / parcels.LIST).write_text(json.dumps(content))
+    with pytest.raises(BadInput, match="is no path of a file inside its directory"):
+        received(there, name).__enter__()
+    with pytest.raises(BadInput, match="is no path of a file inside its directory"):
+        bring_small(there, name, tmp_path / "target")
+
+
+KILLED = """
+import os, sys
+from tasks.home import Home
+from tasks.parcels import _scratch
+held = _scratch(Home(sys.argv[1]))
+held.__enter__()
+os._exit(0)
+"""
+
+
+def test_what_a_killed_download_left_is_removed(homes: tuple[Home, Home]) -> None:
+    here, _ = homes
+    subprocess.run([sys.executable, "-c", KILLED, str(here.root)], check=True)
+    [left] = here.cache.iterdir()
+    assert f"removed {left.relative_to(here.root)}, which was not finished" in tidy(here)
+    assert not left.exists()
+
+
 @pytest.mark.parametrize("settings", [FULL, LORA], ids=["full", "lora"])
 def test_a_stage_is_trained_where_a_deployment_runs_to_the_same_weights(
     homes: tuple[Home, Home],
@@ -182,6 +221,27 @@ def test_a_stage_is_trained_where_a_deployment_runs_to_the_same_weights(
     record = StageRecord.read(finished_dir(here, spec) / "record.json")
     with received(there, model_name(record.model_hash)) as kept:
         assert kept.parent == Cache(there.cache / "parcels").folder
+
+
+def test_a_worker_that_dies_while_it_tidies_leaves_no_stage_without_a_model(
+    homes: tuple[Home, Home], tiny_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = homes
+    spec, inputs = a_stage(here, tiny_dir, FULL)
+    seen: list[bool] = []
+
+    def carried(job: Job, _home: Home) -> None:
+        training.execute(TrainOrder.model_validate(job.order), there)
+
+    def keep(*_: object) -> None:  # where a SIGKILL would leave a part of the model
+        seen.append(finished_dir(there, spec).exists())
+
+    monkeypatch.setattr(training, "have_done", carried)
+    monkeypatch.setattr(Cache, "keep", keep)
+    monkeypatch.setenv(TRAIN, "train-skill/there")
+    train_skill.fn(spec, inputs, str(here.root))
+    assert seen == [False]
+    assert not [*there.stages.iterdir()]
 
 
 def test_an_evaluation_is_made_where_a_deployment_runs(

@@ -20,7 +20,8 @@ from schemas.digest import digest_file
 from schemas.results import SuiteJudgement
 from schemas.stage import StageRecord
 from tasks import registration
-from tasks.failures import is_of_disk
+from tasks.aliases import reconcile
+from tasks.failures import RunFailed, is_of_disk
 from tasks.ledger import Ledger
 from tasks.lineage import diff_versions, read_lineage
 from tasks.packages import Manifest, local_copy, package_uri, run_file
@@ -170,6 +171,30 @@ def test_an_untouched_lineage_is_proven(demo: RegistryHome) -> None:
     assert proof.entries == len(Ledger(demo.home).entries())
     of_a_run = len(["record", "inputs", "curve", "rollouts", "config"]) + 2 * 4  # of validation
     assert proof.files == 3 * (of_a_run + 3), "and 3 of the package"
+
+
+def test_a_stage_of_an_older_algorithm_is_still_proven(
+    demo: RegistryHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("schemas.stage.ALGORITHM_VERSION", 99)
+    assert prove(demo.home, "demo").stages == 3
+
+
+def test_a_change_that_was_cut_short_is_no_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = RegistryHome(tmp_path)
+    place.line(["a", "b"])
+    with monkeypatch.context() as patch:
+        patch.setattr("tasks.promotion.mirror", lambda *_: None)
+        rollback(place.home, "demo")
+    with pytest.raises(RunFailed, match="was cut short; run sdft reconcile demo, then ask again"):
+        prove(place.home, "demo")
+    reconcile(place.home, "demo")
+    assert prove(place.home, "demo").stages == 1
+    place.client.set_registered_model_alias("demo", "champion", "2")
+    with pytest.raises(Lie, match="the alias champion is on version 2, the ledger says 1"):
+        prove(place.home, "demo")
 
 
 def test_a_package_that_mlflow_handed_out_is_still_proven(

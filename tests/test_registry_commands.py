@@ -1,6 +1,7 @@
 """The commands of release owners and auditors, as they are typed: output, exit codes, documents."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from typer.testing import CliRunner, Result
 
 from flows import cli
 from flows.learn import Learned
+from flows.reconcile import reconcile
 from flows.show import show_learned
 from schemas.base import BadInput
 from schemas.curriculum import Curriculum, DataSource, Skill, load_curriculum
 from schemas.results import MatrixRow
 from schemas.stage import StageRecord
 from sdft.matrix import build_matrix
+from tasks.aliases import settle
 from tasks.home import Home
 from tasks.replay import curriculum_without
 from tasks.reporting import CURRICULUM, LATEST
@@ -105,8 +108,58 @@ def test_an_alias_that_was_moved_by_hand_is_said_by_status(demo: RegistryHome) -
     demo.client.set_registered_model_alias("demo", "champion", "1")
     moved = "demo: the alias champion is on version 1, the ledger says 2"
     assert f"{moved}; sdft reconcile puts it back\n" in said("status")
-    assert f"{moved}: moved by hand, put back" in said("reconcile")
+    assert f"{moved}: changed by hand, put back" in said("reconcile")
     assert "ledger" not in said("status")
+
+
+def test_models_of_others_are_shown_and_left_alone(demo: RegistryHome) -> None:
+    for name in ("bob's model", 'the "best" [bold]'):
+        demo.client.create_registered_model(name)
+        demo.client.create_model_version(name, "/their/model")
+        demo.client.set_registered_model_alias(name, "champion", "1")
+    shown = {one.name: one for one in registry_status(demo.home)}
+    assert shown["bob's model"].versions[0].aliases == ("champion",)
+    assert [one.drift for one in shown.values()] == [(), (), ()]
+    assert "bob's model" in said("status") and 'the "best" [bold]' in said("status")
+
+
+def test_a_name_that_follows_another_ledger_stops_no_other(demo: RegistryHome) -> None:
+    other = RegistryHome(demo.home.root.parent, "other")
+    other.line(["a"])
+    demo.client.set_registered_model_tag("demo", "sdft.ledger_head", "7:another")
+    demo.client.delete_registered_model_alias("other", "champion")
+    result = run("reconcile")
+    assert "the ledger says 1: changed by hand, put back" in result.output
+    assert isinstance(result.exception, BadInput)
+    assert "demo: the registry knows the ledger's entry 7:another" in str(result.exception)
+    with pytest.raises(BadInput, match="demo: the registry knows the ledger's entry 7:another"):
+        reconcile.fn(str(demo.home.root))
+
+
+def test_what_people_are_named_and_give_as_reason_is_no_markup(
+    demo: RegistryHome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDFT_USER", "team[/x]")
+    assert "by team[/x], " in said("rollback", "demo")
+    demo.register(demo.grow("bad"), None, "refuse")
+    error = run("promote", "demo", "3", "--override", os.fsdecode(b"gr\xfcn")).exception
+    assert isinstance(error, BadInput)
+    assert str(error) == "--override: is no UTF-8 text"
+
+
+def test_an_experiment_that_was_deleted_is_said_before_and_after_training(
+    demo: RegistryHome,
+) -> None:
+    stage = demo.grow("c")
+    number = experiment(demo.client, demo.home, "demo")
+    demo.client.delete_experiment(number)
+    told = f"demo was deleted in MLflow; .* mlflow experiments restore --experiment-id {number}$"
+    with pytest.raises(BadInput, match=told):
+        settle(demo.home, "demo")
+    with pytest.raises(BadInput, match=told):
+        demo.register(stage, None)
+    demo.client.restore_experiment(number)
+    assert demo.register(stage, None) == "3"
 
 
 def test_a_deleted_run_is_said_while_it_can_be_restored(demo: RegistryHome) -> None:

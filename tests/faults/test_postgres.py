@@ -193,7 +193,7 @@ def test_promotion_rollback_reconcile_and_proof(demo: RegistryHome) -> None:
     with pytest.raises(BadInput, match="version 2, not 3 as expected"):
         promote(demo.home, "demo", "1", expect="3")
     demo.client.set_registered_model_alias("demo", "champion", "1")
-    assert "moved by hand, put back" in reconcile(demo.home, "demo")[0]
+    assert "changed by hand, put back" in reconcile(demo.home, "demo")[0]
     assert prove(demo.home, "demo").stages == 2
     assert [one.epoch for one in Ledger(demo.home).entries("demo") if one.epoch] == [1, 2, 3, 4]
 

@@ -15,6 +15,7 @@ from tasks.aliases import alias_version, drift, mirror, reconcile
 from tasks.ledger import Ledger
 from tasks.packages import Manifest, Registered
 from tasks.promotion import promote, rollback
+from tasks.proof import prove
 from tasks.publishing import is_let_in
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
@@ -182,9 +183,20 @@ def test_an_alias_moved_by_hand_is_drift_and_put_back(demo: RegistryHome) -> Non
     entries = Ledger(demo.home).entries("demo")
     said = "demo: the alias champion is on version 1, the ledger says 3"
     assert drift(demo.client, "demo", entries) == [said]
-    assert reconcile(demo.home, "demo") == [f"{said}: moved by hand, put back"]
+    assert reconcile(demo.home, "demo") == [f"{said}: changed by hand, put back"]
     assert aliases(demo) == ("3", "3")
     assert kinds(demo)[-1] == "repaired"
+    assert reconcile(demo.home, "demo") == []
+
+
+def test_a_verdict_tag_changed_by_hand_is_drift_and_put_back(demo: RegistryHome) -> None:
+    refused = demo.register(demo.grow("bad"), None, "refuse")
+    demo.client.set_model_version_tag("demo", refused, "sdft.verdict", "pass")
+    said = f"demo/{refused}: tag sdft.verdict is pass, the ledger says refuse"
+    assert reconcile(demo.home, "demo") == [f"{said}: changed by hand, put back"]
+    assert demo.client.get_model_version("demo", refused).tags["sdft.verdict"] == "refuse"
+    assert kinds(demo)[-1] == "repaired"
+    assert prove(demo.home, f"demo/{refused}").stages == 1
     assert reconcile(demo.home, "demo") == []
 
 

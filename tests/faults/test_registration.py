@@ -15,6 +15,7 @@ import pytest
 from mlflow import MlflowClient
 from registry_home import RegistryHome
 
+from schemas.base import BadInput
 from sdft.chain import first_break
 from tasks import ledger as ledger_module
 from tasks import registration
@@ -162,6 +163,19 @@ def test_a_killed_registration_is_finished_by_the_next(
         check(place, name, 1)
 
 
+def test_a_stage_that_another_home_trained_to_other_weights_is_not_judged_as_its(
+    tmp_path: Path,
+) -> None:
+    place = RegistryHome(tmp_path)
+    stage = place.grow("skill")
+    place.register(stage, None)
+    before = Ledger(place.home).entries()
+    other = stage.model_copy(update={"model": stage.model.model_copy(update={"model_hash": "f"})})
+    with pytest.raises(BadInput, match=f"demo/1: was registered .* remove {stage.directory}, and"):
+        place.register(other, None, "refuse")
+    assert Ledger(place.home).entries() == before
+
+
 @pytest.mark.parametrize("gap", GAPS)
 def test_after_a_kill_reconcile_brings_the_aliases_to_the_ledger(
     processes: Any, folder: Path, gap: str
@@ -179,7 +193,7 @@ def test_after_a_kill_reconcile_brings_the_aliases_to_the_ledger(
     assert [one.kind for one in entries[3:]] == (
         ["registered", "verdict", "promoted"] if tuple(GAPS).index(gap) >= WRITTEN else []
     )
-    assert "moved by hand" not in " ".join(said), "a crash is not a move by hand"
+    assert "by hand" not in " ".join(said), "a crash is not a move by hand"
     assert first_break(Ledger(place.home).entries()) is None
     assert prove(place.home, f"{name}/1").stages == 1, "what was there before is untouched"
     assert run(processes, register, folder, second, name, parent) == 0
