@@ -92,7 +92,7 @@ def test_a_mistake_in_shared_settings_is_named_once(tmp_path: Path) -> None:
         load(GOOD.replace("epochs: 5", "epochs: 0") + "gate: {min_gian: 0.1}\n", tmp_path)
     assert [line.split(":", 1)[1] for line in str(error.value).splitlines()] == [
         "14: training.epochs: Input should be greater than or equal to 1",
-        "15: gate.min_gian: is no known key",
+        "15: gate.min_gian: is no known key; is it min_gain?",
     ]
 
 
@@ -104,7 +104,13 @@ def test_a_mistake_in_shared_settings_is_named_once(tmp_path: Path) -> None:
         ("learning_rate: 1.0e-4", "learning_rate: 2", r":13: training\.learning_rate: .*less than"),
         ("scorer: tool_call", "scorer: bleu", r":11: skills\.1\.scorer: .*exact_match"),
         (", revision: abc", "", r":10: skills\.1\.eval: .*needs a revision"),
-        ("name: second", "name: first", "two skills or general suites are named 'first'"),
+        ("name: second", "name: first", r":8: skills\.1\.name: two skills .* are named 'first'"),
+        ("name: second", "name: 0x10", r":8: skills\.1\.name: must be a text; put it in quotes"),
+        ("name: demo", "name: demo\ngeneral: [foo]", r":2: general\.0: must be a mapping of keys"),
+        ("name: demo", "name: demo\ngeneral: {a: 1}", r":2: general: must be a list, each on a"),
+        ("name: demo", "name: demo\nevaluation: 3", r":2: evaluation: must be a mapping of keys"),
+        ("name: demo", "name: demo\nrehersal: 1", r":2: rehersal: .*key; is it rehearsal\?"),
+        ("epochs: 5", "\tepochs: 5", r"yaml:14:\d+: is no valid YAML: .*; indent with spaces"),
         ("name: second", "name: ../x", r":8: skills\.1\.name: '\.\./x' is no safe name"),
         ("name: second", f"name: {'x' * 300}", "is no safe name"),
         ("name: second", "name: fırst", "is no safe name"),
@@ -133,7 +139,7 @@ def test_a_mistake_in_shared_settings_is_named_once(tmp_path: Path) -> None:
         ),
         ("skills:", "skills: []\nother:", ":3: skills: .*at least 1"),
         *(
-            ("name: demo", f"name: {text}", rf"(?s)'{value}' cannot be read as {kind}.*line 1, col")
+            ("name: demo", f"name: {text}", rf"yaml:1:\d+: .*'{value}' cannot be read as {kind}")
             for text, value, kind in [
                 ("2024-13-45", "2024-13-45", "timestamp"),
                 ("0x_", "0x_", "int"),
@@ -207,7 +213,23 @@ def test_the_hub_is_open_only_where_something_comes_from_it(
         "anchors": own["anchors"],
     }
     (tmp_path / "curriculum.yaml").write_text(json.dumps(content))
+    (tmp_path / "own.jsonl").touch()
     opened = list[bool]()
     monkeypatch.setattr(Home, "activate", lambda _, offline: opened.append(offline))
     open_curriculum(tmp_path / "curriculum.yaml", tmp_path / "home")
     assert opened == [there is None]
+
+
+def test_all_files_that_are_missing_are_named_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "curriculum.yaml"
+    path.write_text(
+        "name: demo\nbase_model: model\nskills: [{name: a, train: t.jsonl, eval: e.jsonl}]\n"
+    )
+    with pytest.raises(BadInput) as error:
+        open_curriculum(path, tmp_path / "home")
+    assert str(error.value).splitlines() == [
+        f"{tmp_path / name}: there is no such file" for name in ("e.jsonl", "t.jsonl")
+    ]
+    assert not (tmp_path / "home").exists()
+    with pytest.raises(BadInput, match="is a directory; name the YAML file in it"):
+        open_curriculum(tmp_path, tmp_path / "home")
