@@ -13,7 +13,7 @@ from transformers.utils.generic import is_flash_attention_requested
 
 from sdft.prefix import Prefix
 
-ROUNDING = 0.1
+ROUNDING = 0.05
 """By what share hidden states in bf16 may differ; those that saw another sequence differ more."""
 
 
