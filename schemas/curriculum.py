@@ -1,11 +1,8 @@
 """The curriculum file: base model, ordered skills, general suites and settings."""
 
-from collections.abc import Generator, Hashable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
@@ -16,16 +13,15 @@ from pydantic import (
     model_validator,
 )
 
-from schemas.base import BadInput, Contract
+from schemas.base import Contract
 from schemas.names import SafeName
 from schemas.settings import EvaluationSettings, GateSettings, RuntimeSettings, TrainingSettings
+from schemas.yamlfile import named, read_yaml
 
 Scorer = Literal["exact_match", "contains", "regex", "tool_call"]
 HUB, S3 = "hub:", "s3://"
 INHERITED: dict[str, type[Contract]] = {"training": TrainingSettings, "gate": GateSettings}
 """Settings of the curriculum that a skill can change for itself; a general suite only `gate`."""
-Place = tuple[Hashable, ...]
-"""Keys and indices from the root of a YAML document to a value."""
 
 
 class DataSource(Contract):
@@ -223,8 +219,8 @@ def load_curriculum(path: Path) -> Curriculum:
 
     Raises BadInput with file, line and field of everything that is wrong.
     """
-    content, lines = _read_yaml(path, "name, base_model and skills")
-    with _named(path, lines):
+    content, lines = read_yaml(path, "name, base_model and skills")
+    with named(path, lines):
         return Curriculum.model_validate(content).under(path.parent)
 
 
@@ -233,95 +229,8 @@ def load_skill(path: Path, name: str, curriculum: Curriculum) -> Skill:
 
     Its `name` may be left out. Raises BadInput as `load_curriculum` does.
     """
-    content, lines = _read_yaml(path, "train and eval")
+    content, lines = read_yaml(path, "train and eval")
     shared = {key: getattr(curriculum, key).model_dump() for key in INHERITED}
     whole = {"name": name, **_inherit(content, shared, [*INHERITED])}
-    with _named(path, lines):
+    with named(path, lines):
         return Skill.model_validate(whole)
-
-
-def _read_yaml(path: Path, keys: str) -> tuple[dict[str, Any], dict[Place, int]]:
-    """A YAML file's mapping, and the lines of its places."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise BadInput(f"{path}: there is no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: cannot be read as UTF-8 text: {error}") from None
-    try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        lines = dict(_lines(root, set())) if root else {}
-        content = yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise BadInput(f"{path}: is no valid YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise BadInput(f"{path}: must be a mapping with {keys}")
-    return content, lines
-
-
-class _Loader(yaml.SafeLoader):
-    """Says where a text stands that looks like a date or number and is none."""
-
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        try:
-            return super().construct_object(node, deep)
-        except (ValueError, LookupError, AttributeError):
-            kind = node.tag.rpartition(":")[2]
-            raise yaml.MarkedYAMLError(
-                problem=f"{str(node.value)[:40]!r} cannot be read as {kind}; put a text in quotes",
-                problem_mark=node.start_mark,
-            ) from None
-
-
-@contextmanager
-def _named(path: Path, lines: dict[Place, int]) -> Generator[None]:
-    """Turn what is wrong with a document into a BadInput with file, line and field."""
-    try:
-        yield
-    except ValidationError as error:
-        problems = [_problem(path, lines, detail) for detail in error.errors()]
-        raise BadInput("\n".join(problems)) from None
-
-
-def _lines(node: yaml.Node, walked: set[int], at: Place = ()) -> Iterator[tuple[Place, int]]:
-    """Every place in the document with its 1-based line; a key given twice is an error.
-
-    What an alias stands for is walked once: aliases of aliases are more than can be counted.
-    """
-    yield at, node.start_mark.line + 1
-    if id(node) in walked:
-        return
-    walked.add(id(node))
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(
-                    problem="a key must be a plain word", problem_mark=key.start_mark
-                )
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {key.value!r} is given twice", problem_mark=key.start_mark
-                )
-            seen.add(key.value)
-            yield from _lines(value, walked, (*at, key.value))
-            yield (*at, key.value), key.start_mark.line + 1
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            yield from _lines(value, walked, (*at, index))
-
-
-def _problem(path: Path, lines: dict[Place, int], detail: Any) -> str:
-    place = tuple(detail["loc"])
-    known = place
-    while known and known not in lines:  # a missing key is reported at the mapping that lacks it
-        known = known[:-1]
-    field = ".".join(str(part) for part in place) or "curriculum"
-    match detail["type"]:
-        case "extra_forbidden":
-            message = "is no known key"
-        case "missing":
-            message = "is required and missing"
-        case _:
-            message = detail["msg"].removeprefix("Value error, ")
-    return f"{path}:{lines.get(known, 1)}: {field}: {message}"
