@@ -121,7 +121,11 @@ def lineage(
         str | None, typer.Option(help="A file, or for openlineage also an http address.")
     ] = None,
     verify: Annotated[
-        bool, typer.Option("--verify", help="Make every hash again; exit 4 at the first lie.")
+        bool,
+        typer.Option(
+            "--verify",
+            help="Make every hash again; exit 4 at the first thing that does not verify.",
+        ),
     ] = False,
     home: HomeOption = DEFAULT_HOME,
 ) -> None:
@@ -131,14 +135,14 @@ def lineage(
     opened = open_home(home)
     from flows.show_lineage import show_lineage, show_proof
     from tasks.lineage import read_lineage
-    from tasks.proof import Lie, prove
+    from tasks.proof import Disproved, prove
 
     proof = None
     if verify:
         try:
             proof = prove(opened, reference)
-        except Lie as lie:
-            fail(str(lie), DISPROVED)
+        except Disproved as error:
+            fail(str(error), DISPROVED)
     story = read_lineage(opened, reference)
     match form:
         case Form.TREE:
@@ -236,12 +240,12 @@ def export(
     """Write a version as a plain Hugging Face model directory; exit 4 where its hash is another."""
     opened = open_home(home)
     from tasks.exporting import export as write
-    from tasks.proof import Lie
+    from tasks.proof import Disproved
 
     try:
         done = write(opened, reference, directory)
-    except Lie as lie:
-        fail(str(lie), DISPROVED)
+    except Disproved as error:
+        fail(str(error), DISPROVED)
     told = f"{directory}: {done.name}/{done.version}, {done.files} files"
     console.print(f"{told} ({done.size_bytes / 1e6:.1f} MB)", markup=False, soft_wrap=True)
     proven = f"[green]proven[/]: model {done.model_hash}, as ledger entry {done.entry} says"

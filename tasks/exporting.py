@@ -20,7 +20,7 @@ from tasks.ledger import Ledger
 from tasks.lineage import UNREADABLE, kept, resolve
 from tasks.packages import MODEL_FILES, Registered, local_copy, open_registered
 from tasks.parcels import is_there, model_name, received
-from tasks.proof import Lie
+from tasks.proof import Disproved
 from tasks.tracking import open_client, pass_outage
 
 
@@ -39,15 +39,15 @@ class Exported(Contract):
 def export(home: Home, reference: str, directory: Path) -> Exported:
     """Write a version into a directory that transformers opens; it is there whole or not at all.
 
-    Raises BadInput where the directory cannot be made or what the version is made of is gone, Lie
-    where that is not as it was trained.
+    Raises BadInput where the directory cannot be made or what the version is made of is gone,
+    Disproved where that is not as it was trained.
     """
     target = directory.resolve()
     _check_free(target)
     name, version = resolve(home, reference)
     everything = Ledger(home).entries()
     if broken := first_break(everything):
-        raise Lie(broken)
+        raise Disproved(broken)
     line = ancestry([one for one in everything if one.name == name], version)
     client = open_client(home)
     try:
@@ -134,12 +134,12 @@ def _base(home: Home, first: Registered) -> Generator[Path]:
 
 
 def _prove(home: Home, registered: Registered, files: tuple[FileDigest, ...]) -> None:
-    """Raise Lie unless these are the files that were trained, which the ledger has the hash of."""
+    """Raise Disproved unless these files were trained, which the ledger has the hash of."""
     record, label = _record(home, registered), registered.label
     if model_hash(record.files) != registered.entry.model_hash:
-        raise Lie(f"{label}: its record is not of the model that was registered")
+        raise Disproved(f"{label}: its record is not of the model that was registered")
     if differs := sorted(one.path for one in set(files) ^ set(record.files)):
-        raise Lie(f"{label}: {differs[0]} of what the registry has is not as it was trained")
+        raise Disproved(f"{label}: {differs[0]} of what the registry has is not as it was trained")
 
 
 def _record(home: Home, registered: Registered) -> StageRecord:

@@ -16,6 +16,7 @@ from schemas.digest import digest_file
 from schemas.ledger import Entry
 from schemas.results import Verdict
 from schemas.stage import StageRecord
+from sdft.cells import ITEMS
 from sdft.chain import ancestry, first_break
 from sdft.data import rehash
 from sdft.modelfiles import model_files, model_hash
@@ -24,7 +25,7 @@ from tasks.aliases import drift, is_behind, own_entries
 from tasks.failures import RunFailed, is_of_disk
 from tasks.home import Home
 from tasks.ledger import Ledger
-from tasks.lineage import resolve
+from tasks.lineage import ROWS, data_folder, resolve
 from tasks.packages import (
     Manifest,
     Registered,
@@ -32,14 +33,25 @@ from tasks.packages import (
     check_logs,
     check_package,
     check_weights,
+    evaluation_folder,
     open_registered,
     reference_folder,
     verdict_file,
 )
-from tasks.tracking import STAGE_KEY, open_client, pass_outage
+from tasks.tracking import (
+    DATA_HASH_TAG,
+    MODEL_HASH,
+    PARENT_HASH_TAG,
+    PARENT_VERSION_TAG,
+    RUN_ID_TAG,
+    SKILL_TAG,
+    STAGE_KEY,
+    open_client,
+    pass_outage,
+)
 
 
-class Lie(Exception):
+class Disproved(Exception):
     """Something is not as it was written down; the message names it."""
 
 
@@ -59,8 +71,8 @@ class Proof(Contract):
 def prove(home: Home, reference: str) -> Proof:
     """Prove a version's lineage from the base model on.
 
-    Raises Lie at the first thing that is not as it was written down, RunFailed where the registry
-    has yet to take over the newest entries, Away where MLflow is away.
+    Raises Disproved at the first thing that is not as it was written down, RunFailed where the
+    registry has yet to take over the newest entries, Away where MLflow is away.
     """
     ledger, client = Ledger(home), open_client(home)
     name, version = resolve(home, reference)
@@ -69,7 +81,7 @@ def prove(home: Home, reference: str) -> Proof:
     try:
         everything = ledger.entries()
         if broken := first_break(everything):
-            raise Lie(broken)
+            raise Disproved(broken)
         entries = own_entries(ledger, client, name)
         if differs := drift(client, name, entries):
             now = ledger.entries(name)
@@ -78,7 +90,7 @@ def prove(home: Home, reference: str) -> Proof:
                     f"{differs[0]}: a change is under way, or was cut short; run sdft reconcile "
                     f"{name}, then ask again"
                 )
-            raise Lie(differs[0])
+            raise Disproved(differs[0])
         line = ancestry(entries, version)
         for entry in line:
             registered = open_registered(client, entry)
@@ -93,11 +105,11 @@ def prove(home: Home, reference: str) -> Proof:
         pass_outage(error, home)
         if is_of_disk(error):
             raise
-        raise Lie(str(error)) from None
+        raise Disproved(str(error)) from None
     base = records[0].spec
     base_checked = Path(base.parent_dir).is_dir()
     if base_checked and model_hash(model_files(Path(base.parent_dir))) != base.parent_hash:
-        raise Lie(f"{base.parent_dir}: is not the base model that {name} was trained from")
+        raise Disproved(f"{base.parent_dir}: is not the base model that {name} was trained from")
     files = [file for manifest in manifests for file in manifest.files]
     return Proof(
         name=name,
@@ -114,23 +126,23 @@ def _check_stage(home: Home, registered: Registered, parent: StageRecord | None)
     """Record, data, weights and tags of one version agree with each other and with the ledger."""
     label, entry, version = registered.label, registered.entry, registered.version
     record = StageRecord.read(registered.file(RECORD))
-    rows = registered.file(f"validation/{entry.skill}/train/rows.parquet")
+    rows = registered.file(f"{data_folder(entry.skill or '')}/{ROWS}")
     claims = {
         "stage key": (record.key, entry.stage_key),
         "data": (rehash(pq.read_table(rows)), entry.data_hash),
         "data of the record": (record.spec.data_hash, entry.data_hash),
         "weights": (model_hash(record.files), entry.model_hash),
         "tag of the stage key": (version.tags.get(STAGE_KEY), entry.stage_key),
-        "tag of the skill": (version.tags.get("sdft.skill"), entry.skill),
-        "tag of the data": (version.tags.get("sdft.data_hash"), entry.data_hash),
-        "tag of the run": (version.tags.get("sdft.run_id"), version.run_id),
+        "tag of the skill": (version.tags.get(SKILL_TAG), entry.skill),
+        "tag of the data": (version.tags.get(DATA_HASH_TAG), entry.data_hash),
+        "tag of the run": (version.tags.get(RUN_ID_TAG), version.run_id),
         "tag of the parent's weights": (
-            version.tags.get("sdft.parent_hash"),
+            version.tags.get(PARENT_HASH_TAG),
             record.spec.parent_hash,
         ),
-        "tag of the weights": (version.tags.get("sdft.model_hash"), entry.model_hash),
+        "tag of the weights": (version.tags.get(MODEL_HASH), entry.model_hash),
         "tag of the parent": (
-            version.tags.get("sdft.parent_version"),
+            version.tags.get(PARENT_VERSION_TAG),
             entry.parent_version or "base",
         ),
     }
@@ -138,11 +150,11 @@ def _check_stage(home: Home, registered: Registered, parent: StageRecord | None)
         claims["parent's weights"] = (record.spec.parent_hash, parent.model_hash)
     for what, (found, written) in claims.items():
         if found != written:
-            raise Lie(f"{label}: {what}: found {found}, written down {written}")
+            raise Disproved(f"{label}: {what}: found {found}, written down {written}")
     trained = home.stages / record.key[:32]
     here = verified_record(trained)
     if here is not None and here.files != record.files:
-        raise Lie(f"{label}: {trained} does not hold the weights that were trained")
+        raise Disproved(f"{label}: {trained} does not hold the weights that were trained")
     return record
 
 
@@ -155,20 +167,20 @@ def _check_verdicts(registered: Registered, entries: list[Entry]) -> None:
     for entry in verdicts:
         file = registered.file(verdict_file(entry.verdict_hash or ""))
         if digest_file(file) != entry.verdict_hash:
-            raise Lie(f"{label}: {file} is not as it was given")
+            raise Disproved(f"{label}: {file} is not as it was given")
     newest = verdicts[-1]
     for one in Verdict.read(registered.file(verdict_file(newest.verdict_hash or ""))).judgements:
         measured = registered.run.data.metrics.get(f"eval/{one.suite}")
         if measured != one.candidate:
-            raise Lie(
+            raise Disproved(
                 f"{label}: the run says {measured} on {one.suite}, its verdict {one.candidate}"
             )
         for answers, folder in [
-            (one.candidate_cell, f"evaluation/{one.suite}"),
+            (one.candidate_cell, evaluation_folder(one.suite)),
             (one.reference_cell, reference_folder(one.suite)),
         ]:
             if answers is None:
                 continue
-            items = registered.file(f"{folder}/items.parquet")
+            items = registered.file(f"{folder}/{ITEMS}")
             if digest_file(items) != answers.items_sha256:
-                raise Lie(f"{label}: {items} is not what the verdict was given on")
+                raise Disproved(f"{label}: {items} is not what the verdict was given on")

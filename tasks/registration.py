@@ -32,7 +32,19 @@ from tasks.packages import (
     package_uri,
     save_package,
 )
-from tasks.tracking import STAGE_KEY, experiment, find_version, open_client
+from tasks.tracking import (
+    DATA_HASH_TAG,
+    MODEL_HASH,
+    PARENT_HASH_TAG,
+    PARENT_VERSION_TAG,
+    RUN_ID_TAG,
+    SKILL_TAG,
+    STAGE_KEY,
+    STAGE_TAG,
+    experiment,
+    find_version,
+    open_client,
+)
 from tasks.training import TrainedStage
 
 
@@ -162,7 +174,7 @@ def _create_version(
         experiment(client, home, name),
         name=f"{name}-{stage.skill}",
         source_run_id=stage.run_id,
-        tags={STAGE_KEY: stage.key, "sdft.model_hash": stage.model.model_hash},
+        tags={STAGE_KEY: stage.key, MODEL_HASH: stage.model.model_hash},
     )
     with tempfile.TemporaryDirectory() as folder:
         package = Path(folder) / "package"
@@ -176,13 +188,13 @@ def _create_version(
         model_id=logged.model_id,
         tags={
             STAGE_KEY: stage.key,
-            "sdft.skill": stage.skill,
-            "sdft.stage": str(stage.stage),
-            "sdft.parent_version": origin.parent_version or "base",
-            "sdft.parent_hash": stage.parent_hash,
-            "sdft.model_hash": stage.model.model_hash,
-            "sdft.data_hash": stage.data_hash,
-            "sdft.run_id": stage.run_id,
+            SKILL_TAG: stage.skill,
+            STAGE_TAG: str(stage.stage),
+            PARENT_VERSION_TAG: origin.parent_version or "base",
+            PARENT_HASH_TAG: stage.parent_hash,
+            MODEL_HASH: stage.model.model_hash,
+            DATA_HASH_TAG: stage.data_hash,
+            RUN_ID_TAG: stage.run_id,
         },
     )
 

@@ -19,7 +19,7 @@ from sdft.stagelog import METRICS, read_metrics
 from tasks.console import say
 from tasks.evaluation import ScoredCell
 from tasks.home import Home
-from tasks.packages import run_file
+from tasks.packages import evaluation_folder, run_file
 from tasks.registration import ensure_model
 from tasks.tracking import (
     HOME_TAG,
@@ -96,7 +96,7 @@ def _report(
         client.log_artifacts(run_id, folder, "retention")
     _log_curriculum(client, run, curriculum)
     for suite, scored in base_cells.items():
-        client.log_artifact(run_id, scored.items_file, f"evaluation/{suite}")
+        client.log_artifact(run_id, scored.items_file, evaluation_folder(suite))
     for snapshot in general:
         log_snapshot(client, run_id, snapshot, "evaluation")
     measures = [

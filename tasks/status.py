@@ -7,7 +7,14 @@ from schemas.base import Contract
 from tasks.aliases import drift
 from tasks.home import Home
 from tasks.ledger import Ledger
-from tasks.tracking import VERDICT_TAG, all_pages, open_client
+from tasks.tracking import (
+    MODEL_HASH,
+    PARENT_VERSION_TAG,
+    SKILL_TAG,
+    VERDICT_TAG,
+    all_pages,
+    open_client,
+)
 
 
 class RegisteredVersion(Contract):
@@ -44,14 +51,14 @@ def registry_status(home: Home) -> list[RegisteredName]:
             versions=tuple(
                 RegisteredVersion(
                     version=str(one.version),
-                    skill=one.tags.get("sdft.skill", ""),
+                    skill=one.tags.get(SKILL_TAG, ""),
                     verdict=one.tags.get(VERDICT_TAG, "none yet"),
                     # search results carry no aliases of their own
                     aliases=tuple(
                         a for a, v in model.aliases.items() if str(v) == str(one.version)
                     ),
-                    parent=one.tags.get("sdft.parent_version", ""),
-                    model_hash=one.tags.get("sdft.model_hash", ""),
+                    parent=one.tags.get(PARENT_VERSION_TAG, ""),
+                    model_hash=one.tags.get(MODEL_HASH, ""),
                     run_id=one.run_id or "",
                 )
                 for one in sorted(versions.get(model.name, []), key=lambda one: int(one.version))

@@ -44,6 +44,9 @@ Found = TypeVar("Found")
 STAGE_KEY = "sdft.stage_key"
 LOGGED = "sdft.logged"
 MODEL_HASH = "sdft.model_hash"
+SKILL_TAG, STAGE_TAG, RUN_ID_TAG = "sdft.skill", "sdft.stage", "sdft.run_id"
+PARENT_VERSION_TAG, PARENT_HASH_TAG = "sdft.parent_version", "sdft.parent_hash"
+DATA_HASH_TAG = "sdft.data_hash"
 VERDICT_TAG = "sdft.verdict"
 HOME_TAG = "sdft.home"
 """The home that a run is being trained in, or was."""
@@ -230,10 +233,10 @@ def stage_run(client: MlflowClient, experiment_id: str, spec: StageSpec, stage: 
             run_name=f"stage-{stage}-{spec.skill}",
             tags={
                 STAGE_KEY: spec.key,
-                "sdft.skill": spec.skill,
-                "sdft.stage": str(stage),
-                "sdft.parent_hash": spec.parent_hash,
-                "sdft.data_hash": spec.data_hash,
+                SKILL_TAG: spec.skill,
+                STAGE_TAG: str(stage),
+                PARENT_HASH_TAG: spec.parent_hash,
+                DATA_HASH_TAG: spec.data_hash,
             },
         )
     if not run.data.params:

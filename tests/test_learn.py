@@ -484,7 +484,7 @@ def test_versions_with_adapters_hold_no_copy_of_their_base(
     from transformers import AutoModelForCausalLM
 
     from tasks.home import Home
-    from tasks.proof import Lie, prove
+    from tasks.proof import Disproved, prove
 
     learned = place.learn(["alpha", "beta", "gamma"])
     version = learned.matrix.rows[3].version
@@ -515,7 +515,7 @@ def test_versions_with_adapters_hold_no_copy_of_their_base(
     adapter = package / "peft" / "adapter_model.safetensors"
     honest = adapter.read_bytes()
     adapter.write_bytes(honest[:-1] + bytes([honest[-1] ^ 1]))
-    with pytest.raises(Lie, match=r"peft/adapter_model\.safetensors is not as it was registered"):
+    with pytest.raises(Disproved, match=r"peft/adapter_model\.safetensors is not as it was"):
         prove(Home(place.home), f"demo/{version}")
     adapter.write_bytes(honest)
 

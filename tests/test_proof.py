@@ -26,7 +26,7 @@ from tasks.ledger import Ledger
 from tasks.lineage import diff_versions, read_lineage
 from tasks.packages import Manifest, local_copy, package_uri, run_file
 from tasks.promotion import rollback
-from tasks.proof import Lie, prove
+from tasks.proof import Disproved, prove
 from tasks.tracing import trace
 from tasks.tracking import Away, told
 
@@ -193,7 +193,7 @@ def test_a_change_that_was_cut_short_is_no_lie(
     reconcile(place.home, "demo")
     assert prove(place.home, "demo").stages == 1
     place.client.set_registered_model_alias("demo", "champion", "2")
-    with pytest.raises(Lie, match="the alias champion is on version 2, the ledger says 1"):
+    with pytest.raises(Disproved, match="the alias champion is on version 2, the ledger says 1"):
         prove(place.home, "demo")
 
 
@@ -213,11 +213,11 @@ def test_what_is_gone_is_a_lie_too(tmp_path: Path) -> None:
     place.line(["a"])
     run_id = place.client.get_model_version("demo", "1").run_id
     run_file(place.client.get_run(run_id), "record.json").unlink()
-    with pytest.raises(Lie, match=r"record\.json"):
+    with pytest.raises(Disproved, match=r"record\.json"):
         prove(place.home, "demo")
 
 
-@pytest.mark.parametrize(("there", "kind"), [("model", Away), ("another", Lie)])
+@pytest.mark.parametrize(("there", "kind"), [("model", Away), ("another", Disproved)])
 def test_a_store_that_does_not_give_what_it_has_is_no_lie(
     demo: RegistryHome, monkeypatch: pytest.MonkeyPatch, there: str, kind: type[Exception]
 ) -> None:
@@ -235,7 +235,7 @@ def test_a_store_that_does_not_give_what_it_has_is_no_lie(
         prove(demo.home, "demo")
     expected = {
         Away: "does not give what it has: 503 Server Error: Slow Down",
-        Lie: "s3://b/1/model: is not in MLflow's store of artifacts",
+        Disproved: "s3://b/1/model: is not in MLflow's store of artifacts",
     }
     assert str(caught.value).endswith(expected[kind])
 
@@ -277,7 +277,7 @@ def test_a_ledger_cut_short_is_found_by_the_registry(tmp_path: Path) -> None:
     with sqlite3.connect(place.home.root / "ledger.db") as database:
         database.execute("DROP TRIGGER ledger_no_delete")
         database.execute("DELETE FROM ledger WHERE kind = 'rolled back'")
-    with pytest.raises(Lie, match="the registry knows the ledger's entry 7:"):
+    with pytest.raises(Disproved, match="the registry knows the ledger's entry 7:"):
         prove(place.home, "demo")
 
 
@@ -290,7 +290,7 @@ def test_what_the_registry_hands_out_is_what_is_proven(tmp_path: Path) -> None:
     (evil / "model" / "model.safetensors").write_text("other weights")
     with sqlite3.connect(place.home.root / "mlflow.db") as database:
         database.execute("UPDATE model_versions SET storage_location = ?", [str(evil)])
-    with pytest.raises(Lie, match=r"evil/model/model\.safetensors is not as it was registered"):
+    with pytest.raises(Disproved, match=r"evil/model/model\.safetensors is not as it was"):
         prove(place.home, "demo")
 
 
@@ -312,7 +312,7 @@ def test_a_score_that_is_not_the_verdicts_is_a_lie(tmp_path: Path) -> None:
     place.register_judged(stage, verdict, None)
     assert prove(place.home, "demo").stages == 1
     place.client.log_metric(stage.run_id, "eval/a", 0.99, step=1)
-    with pytest.raises(Lie, match=r"the run says 0\.99 on a, its verdict 0\.5"):
+    with pytest.raises(Disproved, match=r"the run says 0\.99 on a, its verdict 0\.5"):
         prove(place.home, "demo")
 
 
@@ -333,10 +333,10 @@ def test_the_answers_that_a_verdict_compares_with_are_proven(tmp_path: Path) -> 
     assert prove(place.home, "demo").stages == 1
     kept = run_file(place.client.get_run(stage.run_id), "references/general/items.parquet")
     kept.write_bytes(b"what it did not say")
-    with pytest.raises(Lie, match=r"general.items\.parquet is not what the verdict was given on"):
+    with pytest.raises(Disproved, match=r"general.items\.parquet is not what the verdict was"):
         prove(place.home, "demo")
     kept.unlink()
-    with pytest.raises(Lie, match="items.parquet"):
+    with pytest.raises(Disproved, match="items.parquet"):
         prove(place.home, "demo")
 
 
@@ -413,5 +413,5 @@ def test_a_record_of_other_data_is_a_lie_even_with_a_fitting_manifest(tmp_path: 
     [listed] = [one for one in content["files"] if one["path"] == path.name]
     listed |= {"sha256": digest_file(path), "size_bytes": path.stat().st_size}
     manifest.write_text(json.dumps(content))
-    with pytest.raises(Lie, match=r"evidence\.json is not the one that was registered"):
+    with pytest.raises(Disproved, match=r"evidence\.json is not the one that was registered"):
         prove(place.home, "demo")

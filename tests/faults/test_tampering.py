@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from registry_home import RegistryHome
 
-from tasks.proof import Lie, prove
+from tasks.proof import Disproved, prove
 from tasks.stagefiles import INPUTS
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
@@ -23,7 +23,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> RegistryHome:
 
 
 def found(demo: RegistryHome) -> str:
-    with pytest.raises(Lie) as caught:
+    with pytest.raises(Disproved) as caught:
         prove(demo.home, "demo")
     return str(caught.value)
 
