@@ -179,9 +179,12 @@ def test_the_history_of_a_version_has_what_took_it_away(
 
 
 def test_a_history_is_read_in_one_pass(ledger: Ledger) -> None:
-    ledger.append([registered("1"), promoted("1")], Champion())
+    ledger.append([promoted("1")], Champion())
+    ledger.append([promoted("2")], Champion(version="1", epoch=1))
+    back = Draft(kind="rolled back", name="demo", version="1")
+    ledger.append([back], Champion(version="2", epoch=2))
     entries = ledger.entries("demo")
-    assert history(iter(entries), "1") == tuple(entries)
+    assert history(iter(entries), "2") == tuple(entries[1:])
 
 
 def test_a_parent_that_is_missing_is_said(ledger: Ledger) -> None:
