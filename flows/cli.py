@@ -78,7 +78,7 @@ def main() -> None:
             fail(f"{where}: {error.strerror}; {GOES_ON}", ERROR)
         tracking = sys.modules.get("tasks.tracking")  # who asks MLflow for nothing lacks it
         uri = os.environ.get("MLFLOW_TRACKING_URI", "in this home")
-        if tracking is None or (problem := tracking.told(error, uri)) is None:
+        if tracking is None or (problem := tracking.as_outage(error, uri)) is None:
             raise
         fail(str(problem), USER_ERROR if isinstance(problem, BadInput) else ERROR)
 
@@ -121,9 +121,9 @@ def _learn(curriculum_file: Path, home: Path) -> None:
         with tags(opened.lease_key), reaching_prefect():
             with importing(), own_prefect(opened):
                 from flows.learn import learn as learn_flow
-                from flows.learn import warm_up
                 from flows.show import show_learned
                 from tasks.tracking import Away
+                from tasks.warmup import warm_up
 
                 warm_up(opened)
             learned = learn_flow(str(curriculum_file), str(opened.root))

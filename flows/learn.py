@@ -3,8 +3,6 @@
 Data first, all of it; then, for the base model and every skill: train, evaluate, gate, register.
 """
 
-from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 
 from prefect import flow
@@ -16,9 +14,8 @@ from schemas.results import MatrixRow, RetentionMatrix, SuiteSpec, Verdict
 from schemas.snapshot import Snapshot, SuiteData
 from sdft.matrix import build_matrix
 from tasks.basemodel import ModelDir, resolve_base_model
-from tasks.elsewhere import EVALUATE, TRAIN, check_deployments, deployment
+from tasks.elsewhere import check_deployments
 from tasks.evaluation import ScoredCell, evaluate_model, suite_spec
-from tasks.forked import forks
 from tasks.gating import gate_stage, references_of
 from tasks.home import Home
 from tasks.leases import Fence, leased
@@ -29,7 +26,6 @@ from tasks.reconciling import reconcile_work
 from tasks.rehearsal import with_rehearsal
 from tasks.reporting import Report, report_run
 from tasks.stagefiles import StageInputs
-from tasks.tracking import Away, open_client, reaching
 from tasks.training import stage_spec, train_skill
 from tasks.validation import validate_data
 from tasks.watched import record_order, watch_skills
@@ -51,32 +47,21 @@ class Learned(Contract):
 class Prepared(Contract):
     """A curriculum whose base model and data have passed their checks."""
 
+    curriculum: Curriculum
     base: ModelDir
     data: dict[str, SuiteData]
     anchors: Snapshot | None
 
-    def suites(self, curriculum: Curriculum, stage: int) -> list[SuiteSpec]:
+    def suites(self, stage: int) -> list[SuiteSpec]:
         """The suites that stage `stage` is scored on.
 
         Without forward transfer: the general suites, the skills so far, and the next one, whose
         gain is measured against this stage.
         """
-        reach = len(curriculum.skills) if curriculum.evaluation.forward_transfer else stage + 1
-        chosen = (*curriculum.skills[:reach], *curriculum.general)
+        skills = self.curriculum.skills
+        reach = len(skills) if self.curriculum.evaluation.forward_transfer else stage + 1
+        chosen = (*skills[:reach], *self.curriculum.general)
         return [suite_spec(suite, self.data[suite.name].eval) for suite in chosen]
-
-
-def warm_up(home: Home) -> None:
-    """Do what a home's first run spends seconds on: imports for its programs and for validation,
-    MLflow's tables."""
-    is_new = not home.data.is_dir()
-    if is_new and not (deployment(TRAIN) and deployment(EVALUATE)):
-        forks.start()
-    with suppress(Away), reaching(home):  # an outage is told where it is in the way
-        open_client(home)
-    if is_new:
-        for library in ("great_expectations", "sdft.facts"):
-            import_module(library)
 
 
 @flow(name="prepare", validate_parameters=False)
@@ -84,7 +69,9 @@ def prepare(curriculum: Curriculum, home_dir: str) -> Prepared:
     """Check the base model and every row of data before any work is spent."""
     base = resolve_base_model(curriculum.base_model, home_dir)
     validated = validate_data(curriculum, base, home_dir)
-    return Prepared(base=base, data=validated.data, anchors=validated.anchors)
+    return Prepared(
+        curriculum=curriculum, base=base, data=validated.data, anchors=validated.anchors
+    )
 
 
 @flow(name="learn")
@@ -109,8 +96,9 @@ def _learn(curriculum: Curriculum, run: Fence, home_dir: str) -> Learned:
     settle_registry(curriculum.name, home_dir)
     name, home = curriculum.name, Home(home_dir)
     general = [suite.name for suite in curriculum.general]
+    rules = {suite.name: suite.gate for suite in curriculum.suites}
 
-    base_cells = _evaluate("base", prepared.base, curriculum, prepared, 0, home_dir)
+    base_cells = _evaluate("base", prepared.base, prepared, 0, home_dir)
     rows = [_row(curriculum, 0, None, None, prepared.base, base_cells)]
     judged: list[JudgedStage] = []
     versions: dict[int, str] = {}
@@ -123,12 +111,11 @@ def _learn(curriculum: Curriculum, run: Fence, home_dir: str) -> Learned:
         inputs = StageInputs(curriculum=name, stage=number, data=data)
         with leased(f"{spec.key}/stage", skill.name, home):  # until others find it registered
             stage = train_skill(spec, inputs, home_dir)
-            cells = _evaluate(skill.name, stage.model, curriculum, prepared, number, home_dir)
+            cells = _evaluate(skill.name, stage.model, prepared, number, home_dir)
 
             kept = [row for row in rows if row.passed]
-            kept[-1] = _scored_on(skill, kept[-1], parent, curriculum, prepared, home_dir)
+            kept[-1] = _scored_on(skill, kept[-1], parent, prepared, home_dir)
             row = _row(curriculum, number, skill.name, kept[-1].stage, stage.model, cells)
-            rules = {suite.name: suite.gate for suite in curriculum.suites}
             verdict = gate_stage(row, kept, rules, general, home_dir)
             judged.append(
                 JudgedStage(
@@ -168,33 +155,23 @@ def _learn(curriculum: Curriculum, run: Fence, home_dir: str) -> Learned:
 
 
 def _evaluate(
-    label: str,
-    model: ModelDir,
-    curriculum: Curriculum,
-    prepared: Prepared,
-    stage: int,
-    home_dir: str,
+    label: str, model: ModelDir, prepared: Prepared, stage: int, home_dir: str
 ) -> dict[str, ScoredCell]:
-    suites = prepared.suites(curriculum, stage)
-    return evaluate_model(label, model, suites, curriculum.evaluation, curriculum.runtime, home_dir)
+    suites, asked = prepared.suites(stage), prepared.curriculum
+    return evaluate_model(label, model, suites, asked.evaluation, asked.runtime, home_dir)
 
 
 def _scored_on(
-    skill: Skill,
-    row: MatrixRow,
-    model: ModelDir,
-    curriculum: Curriculum,
-    prepared: Prepared,
-    home_dir: str,
+    skill: Skill, row: MatrixRow, model: ModelDir, prepared: Prepared, home_dir: str
 ) -> MatrixRow:
     """The parent's row with its score on the new skill, which a refusal between can leave out."""
-    column = curriculum.skills.index(skill)
+    asked = prepared.curriculum
+    column = asked.skills.index(skill)
     if row.cells[column] is not None:
         return row
     suite = suite_spec(skill, prepared.data[skill.name].eval)
-    settings, runtime = curriculum.evaluation, curriculum.runtime
     label = row.skill or "base"
-    scored = evaluate_model(label, model, [suite], settings, runtime, home_dir)
+    scored = evaluate_model(label, model, [suite], asked.evaluation, asked.runtime, home_dir)
     cells = [*row.cells]
     cells[column] = scored[skill.name].cell
     return row.model_copy(update={"cells": tuple(cells)})

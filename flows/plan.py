@@ -3,22 +3,23 @@
 from typing import Literal
 
 from flows.learn import Prepared
-from schemas.base import Contract
+from schemas.base import BadInput, Contract
 from schemas.curriculum import Curriculum, Suite
-from schemas.results import EvaluationSpec, Verdict
-from schemas.settings import GateSettings
+from schemas.results import Verdict
+from schemas.settings import GateSettings, RuntimeSettings
 from schemas.snapshot import SuiteData
 from schemas.stage import StageSpec
 from schemas.watched import Remark
-from sdft.record import library_versions
 from sdft.schedule import short_of_steps, total_steps
 from tasks.basemodel import ModelDir, resolve_base_model, stage_model
-from tasks.evaluation import suite_spec
+from tasks.elsewhere import TRAIN, deployment
+from tasks.evaluation import evaluation_spec, suite_spec
 from tasks.home import Home
+from tasks.placement import has_gpu
 from tasks.rehearsal import with_rehearsal
 from tasks.seen import known_record
 from tasks.stagefiles import check_name, finished_dir
-from tasks.training import check_place, stage_spec
+from tasks.training import stage_spec
 from tasks.validation import validate_data
 from tasks.verdicts import StandingVerdict, standing_verdict
 from tasks.watched import watch
@@ -68,7 +69,9 @@ def plan_curriculum(curriculum: Curriculum, home: Home) -> Plan:
     curriculum, remarks = watched.curriculum, [*watched.remarks]
     base = resolve_base_model.fn(curriculum.base_model, str(home.root))
     validated = validate_data.fn(curriculum, base, str(home.root))
-    prepared = Prepared(base=base, data=validated.data, anchors=validated.anchors)
+    prepared = Prepared(
+        curriculum=curriculum, base=base, data=validated.data, anchors=validated.anchors
+    )
     parent = prepared.base
     kept: list[Suite] = []
     knows: dict[str, SuiteData] = {}
@@ -83,7 +86,7 @@ def plan_curriculum(curriculum: Curriculum, home: Home) -> Plan:
         model = _known_model(home, spec) if action == "reused" else None
         standing = None
         if model is not None:
-            rules = _rules(model, [skill, *kept, *curriculum.general], curriculum, prepared)
+            rules = _rules(model, [skill, *kept, *curriculum.general], prepared)
             standing = _standing(home, curriculum.name, spec, number, rules)
         action = _action(action, model, standing)
         if action == "learned":
@@ -116,6 +119,15 @@ def plan_curriculum(curriculum: Curriculum, home: Home) -> Plan:
     )
 
 
+def check_place(runtime: RuntimeSettings) -> None:
+    """Raise BadInput where stages are to be trained on a GPU, here, and there is none."""
+    if runtime.device == "cuda" and deployment(TRAIN) is None and not has_gpu():
+        raise BadInput(
+            "runtime.device is 'cuda', but this machine has no CUDA device; use 'auto' or 'cpu', "
+            f"or have a worker with one train the stages ({TRAIN})"
+        )
+
+
 def _action(before: Action, model: ModelDir | None, standing: StandingVerdict | None) -> Action:
     """What becomes of a stage, by the action on the one before it, and by what is there of it.
 
@@ -146,18 +158,10 @@ def _standing(
     return standing if standing and _stands(standing.verdict, stage, rules) else None
 
 
-def _rules(
-    model: ModelDir, suites: list[Suite], curriculum: Curriculum, prepared: Prepared
-) -> Rules:
+def _rules(model: ModelDir, suites: list[Suite], prepared: Prepared) -> Rules:
     """What a verdict on a model would be made by."""
-    spec = EvaluationSpec(
-        model_dir=model.path,
-        model_hash=model.model_hash,
-        template_hash=model.template_hash,
-        suites=(),
-        settings=curriculum.evaluation,
-        libraries=library_versions(),
-    )
+    asked = prepared.curriculum
+    spec = evaluation_spec(model, [], asked.evaluation, asked.runtime)
     return {
         suite.name: (
             suite.gate,

@@ -8,6 +8,13 @@ from pydantic import Field
 from schemas.base import Contract, Sealed
 from schemas.stage import FileDigest
 
+ROWS, SNAPSHOT = "rows.parquet", "snapshot.json"
+"""In a snapshot's directory: its rows, and what is said of them."""
+RESULT, PAGE = "result.json", "docs.html"
+"""What Great Expectations found, and the same for people."""
+ANCHORS = "anchors-"
+"""How the names of those two begin where they are of a stage's anchors."""
+
 
 class Origin(Contract):
     """A validated data set that some rows of a stage are from."""

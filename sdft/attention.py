@@ -1,4 +1,4 @@
-"""Attention of sequences that begin alike: to what they share once for all, to their own apart.
+"""Attention for sequences with a shared prefix, apart from that to each sequence's own tokens.
 
 What a token attends to falls into two parts; each is attended to by itself, and the two answers
 are weighted by their sums of exponentials (Juravsky et al., Hydragen, arXiv 2402.05099). So keys

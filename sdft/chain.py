@@ -55,7 +55,7 @@ def _take_in(stack: list[str], entry: Entry) -> list[str]:
 
 
 def withdrawn(entries: Sequence[Entry]) -> set[str]:
-    """Versions that a rollback took away, and that nothing rests on which was let in since."""
+    """Versions that a rollback took away, and that no champion of today is built on."""
     parents = {one.version: one.parent_version for one in entries if one.kind == "registered"}
     kept: set[str | None] = {None}
     for version in champions(entries):

@@ -79,7 +79,7 @@ def disk_errors(path: Path) -> Generator[None]:
         yield
     except (SafetensorError, OSError) as error:
         named = isinstance(error, OSError) and error.filename is not None
-        if named or (number := _number(error)) is None:  # the second is of no disk, say a server's
+        if named or (number := _number(error)) is None:  # a server's, say
             raise
         raise OSError(number, os.strerror(number), str(path)) from error
 

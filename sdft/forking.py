@@ -26,7 +26,7 @@ from pathlib import Path
 MOST_FILES = 253
 """That a message can bring: the kernel's limit."""
 NOT_OURS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Signals for programs, also where all get them: who waits for one is to tell how it ends."""
+"""Ignored here, also where a whole group gets them: we outlive a program to tell how it ended."""
 
 
 def serve() -> None:

@@ -26,8 +26,8 @@ from sdft.sharding import is_sharded
 from sdft.teacher import Teacher
 
 DEFAULT_TOKENS = {"cpu": 768, "cuda": 2**17}
-"""Tokens of a micro-batch: on a CPU what keeps its cores busy, on a GPU more than most hold, since
-there too many are found out and halved."""
+"""Tokens of a micro-batch: on a CPU what keeps its cores busy; on a GPU more than most can hold,
+which running out of memory halves."""
 SHARDED_TOKENS = 2**13
 """The same where the model is sharded: there nothing can be halved, for all ranks work together."""
 
@@ -80,14 +80,15 @@ class StepGradient:
         usual = DEFAULT_TOKENS[lm.device.type]
         most = min(usual, SHARDED_TOKENS) if self._sharded else usual
         self._budget = spec.runtime.micro_batch_tokens or most
-        self._student_begins, self._teacher_begins = list[int](), list[int]()
+        # Tokens that all prompts begin with.
+        self._before_student, self._before_teacher = list[int](), list[int]()
         if not can_pack(lm.model):
-            self._teacher_begins = shared_prefix(lm.model, [one.teacher_prompt for one in examples])
-            # A layer that is run again must find no cache filled by itself, and the weights of one
-            # that is sharded are gone when a gradient comes by the cache alone.
+            self._before_teacher = shared_prefix(lm.model, [one.teacher_prompt for one in examples])
+            # With checkpointing a layer runs twice and would find its own keys in the cache; one
+            # that is sharded has released its weights when backward reaches it only by the cache.
             if not self._recomputes and not self._sharded:
                 prompts = [one.student_prompt for one in examples]
-                self._student_begins = shared_prefix(lm.model, prompts)
+                self._before_student = shared_prefix(lm.model, prompts)
         self._teacher_prefix: Prefix | None = None
 
     def accumulate(
@@ -118,7 +119,7 @@ class StepGradient:
             if not self._ranks.any(made is None):
                 break
             lengths = list(map(self._length, chosen, answers))
-            dealt = self._dealt(dict(enumerate(lengths)))
+            dealt = self._micro_batches_by_rank(dict(enumerate(lengths)))
             if all(len(part) == 1 for parts in dealt for part in parts):
                 raise StageFailed(
                     f"a single sequence does not fit into the device's memory ({problem}); lower "
@@ -148,12 +149,12 @@ class StepGradient:
         counted = [index for index, count in enumerate(rows) if count]
         if not counted:  # every completion is shorter than `skip`: nothing to learn in this step
             return [divergence, entropy, weight, *losses]
-        parts, ours = self._parts(
+        parts, ours = self._own_micro_batches(
             {index: self._length(chosen[index], answers[index]) for index in counted}
         )
         scores = self._scores(parts, chosen, answers)
         with self._lm.computing():
-            prefix = Prefix(self._lm.model, self._student_begins)
+            prefix = Prefix(self._lm.model, self._before_student)
         for place, (indices, score) in enumerate(zip(parts, scores, strict=True)):
             counts = 1.0 if place < ours else 0.0
             said = [answers[index] for index in indices]
@@ -173,18 +174,18 @@ class StepGradient:
         prefix.backward()
         return [divergence, entropy, weight, *losses]
 
-    def _parts(self, lengths: dict[int, int]) -> tuple[list[list[int]], int]:
+    def _own_micro_batches(self, lengths: dict[int, int]) -> tuple[list[list[int]], int]:
         """This rank's micro-batches of the sequences of these lengths, and how many are its own.
 
         The rest are there because ranks of a sharded model go through it equally often.
         """
-        dealt = self._dealt(lengths)
+        dealt = self._micro_batches_by_rank(lengths)
         parts = dealt[self._ranks.rank]
         most = max(map(len, dealt)) if self._sharded else len(parts)
         shortest = min(lengths, key=lambda index: lengths[index])
         return parts + [[shortest]] * (most - len(parts)), len(parts)
 
-    def _dealt(self, lengths: dict[int, int]) -> list[list[list[int]]]:
+    def _micro_batches_by_rank(self, lengths: dict[int, int]) -> list[list[list[int]]]:
         """The micro-batches of each rank."""
         longest_first = sorted(lengths, key=lambda index: -lengths[index])
         dealt = list[list[list[int]]]()
@@ -196,7 +197,7 @@ class StepGradient:
 
     def _length(self, example: Example, answer: Completion) -> int:
         """Tokens of the student's that are passed through the model for this sequence alone."""
-        return len(example.student_prompt) - len(self._student_begins) + len(answer.tokens)
+        return len(example.student_prompt) - len(self._before_student) + len(answer.tokens)
 
     def _student(
         self, examples: list[Example], answers: list[Completion], prefix: Prefix
@@ -239,7 +240,7 @@ class StepGradient:
         rows: list[Tensor] = []
         with teacher.speaking(), self._lm.computing():
             if teacher.averages or self._teacher_prefix is None:
-                self._teacher_prefix = Prefix(teacher.model, self._teacher_begins)
+                self._teacher_prefix = Prefix(teacher.model, self._before_teacher)
             for indices, part, mask in zip(parts, said, masks, strict=True):
                 prompts = [chosen[index].teacher_prompt for index in indices]
                 tokens = [one.tokens for one in part]

@@ -69,7 +69,7 @@ def _hold_stdin_of_ranks(stop: Stop) -> None:
 
 def _not_finished(failures: dict[int, ProcessFailure], processes: int) -> bool:
     """False for ranks that were stopped; otherwise raises what the cause of the failure means."""
-    rank = min(sorted(failures), key=lambda rank: _likeness(failures[rank]))
+    rank = min(sorted(failures), key=lambda rank: _cause_order(failures[rank]))
     cause = failures[rank]
     if said := _said(cause):
         is_bad_input = cause.error_file_data.get(EXIT_CODE) == EXIT_BAD_INPUT
@@ -85,8 +85,9 @@ def _not_finished(failures: dict[int, ProcessFailure], processes: int) -> bool:
     )
 
 
-def _likeness(failure: ProcessFailure) -> int:
-    """How little a failure is like a cause: one that says why, one that somebody killed, others.
+def _cause_order(failure: ProcessFailure) -> int:
+    """Sort key, lowest for the likeliest cause: a failure that says why, one that somebody killed,
+    others.
 
     A rank whose peer is gone fails too, and the agent ends the rest with SIGTERM.
     """

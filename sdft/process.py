@@ -28,7 +28,8 @@ ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 OF_MEMORY = ("allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
 """How a RuntimeError says that memory has run out: torch's own on a CPU, CUDA's, and cuBLAS's."""
 EXIT_CODE = "exit_code"
-"""What that error means, there: a rank that is killed while it ends has another code itself."""
+"""The key in that file for the exit code that the error stands for: a rank that is killed while it
+exits has another one itself."""
 
 
 class StageFailed(Exception):

@@ -16,9 +16,9 @@ _COLLISION = ErrorCode.Name(BAD_REQUEST)
 """Two set an alias or tag for the first time: the second one meets the first one's row."""
 CANDIDATE, CHAMPION = "candidate", "champion"
 ALIASES = "aliases"
-"""The registry's aliases as a mirror of the ledger: the name of its cursor."""
+"""The name of this mirror's cursor in the ledger."""
 ROUNDS = 20
-"""How often the aliases are set before somebody else must be moving them all the time."""
+"""Attempts before giving up: something else keeps moving the aliases."""
 LEDGER_HEAD = "sdft.ledger_head"
 """Tag of the registered model: the newest entry, so that a ledger cut short is found."""
 

@@ -9,12 +9,13 @@ from schemas.base import BadInput
 from schemas.digest import digest_file
 from schemas.ledger import Entry
 from schemas.results import Answer, Answers, CellEvidence, SuiteJudgement, Verdict
+from schemas.snapshot import ROWS
 from sdft.cells import ITEMS
 from sdft.chain import ancestry, newest
 from sdft.data import Item, read_items, rehash
 from tasks.home import Home
 from tasks.ledger import Ledger
-from tasks.lineage import ROWS, kept, resolve
+from tasks.lineage import kept, resolve
 from tasks.packages import (
     Registered,
     evaluation_folder,

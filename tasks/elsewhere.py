@@ -36,7 +36,7 @@ kills who cancels after 30 s."""
 BEGIN_S = 900.0
 """How long a worker may take to begin what it has taken: images are pulled, nodes are started."""
 PATIENCE = 2.0
-"""In leases: a run that says RUNNING and has given no beat for so long is dead."""
+"""In lifetimes of a lease: a run that says RUNNING, without a heartbeat for so long, is dead."""
 
 
 def deployment(variable: str) -> str | None:

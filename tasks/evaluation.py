@@ -55,6 +55,24 @@ def suite_spec(suite: Suite, snapshot: Snapshot) -> SuiteSpec:
     )
 
 
+def evaluation_spec(
+    model: ModelDir,
+    suites: list[SuiteSpec],
+    settings: EvaluationSettings,
+    runtime: RuntimeSettings,
+) -> EvaluationSpec:
+    """The specification of an evaluation: everything that the evaluator is told."""
+    return EvaluationSpec(
+        model_dir=model.path,
+        model_hash=model.model_hash,
+        template_hash=model.template_hash,
+        suites=tuple(suites),
+        settings=settings,
+        device=runtime.device,
+        libraries=library_versions(),
+    )
+
+
 class EvaluateOrder(Contract):
     """An evaluation for a worker that shares no disk with us: no path in it counts, only hashes."""
 
@@ -80,16 +98,7 @@ def evaluate_model(
     home_dir: str,
 ) -> dict[str, ScoredCell]:
     """The cells of one model on the given suites, by suite name."""
-    home = Home(home_dir)
-    spec = EvaluationSpec(
-        model_dir=model.path,
-        model_hash=model.model_hash,
-        template_hash=model.template_hash,
-        suites=tuple(suites),
-        settings=settings,
-        device=runtime.device,
-        libraries=library_versions(),
-    )
+    home, spec = Home(home_dir), evaluation_spec(model, suites, settings, runtime)
     cells = {one.name: cell for one in suites if (cell := _known_cell(home, spec, one))}
     known = f" ({len(cells)} known)" if cells else ""
     if len(cells) < len(suites):

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlparse
 
 from schemas.base import BadInput, Contract
 from schemas.results import CellFile
-from schemas.snapshot import Snapshot
+from schemas.snapshot import SNAPSHOT, Snapshot
 from schemas.stage import StageRecord
 from sdft.cells import CELL
 from sdft.modelfiles import model_files, model_hash
@@ -22,7 +22,6 @@ from tasks.parcels import DATA, EXPERIMENT, all_parcels, model_name, remove_parc
 from tasks.stagefiles import INPUTS, WAITING, StageInputs
 from tasks.stageruns import is_logged
 from tasks.tracking import STAGE_KEY, all_pages, open_client, reaching
-from tasks.validation import SNAPSHOT
 from tasks.watched import recorded_copies
 
 Document = TypeVar("Document", bound=Contract)

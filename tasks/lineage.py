@@ -15,7 +15,7 @@ from schemas.base import BadInput
 from schemas.digest import digest_json
 from schemas.ledger import Entry
 from schemas.lineage import DataFacts, Lineage, LineageDiff, LineageStage
-from schemas.snapshot import Snapshot
+from schemas.snapshot import ROWS, SNAPSHOT, Snapshot
 from schemas.stage import StageRecord
 from sdft.chain import ancestry, history, newest
 from sdft.compare import compare
@@ -25,12 +25,10 @@ from tasks.console import shown_address
 from tasks.home import Home
 from tasks.ledger import Ledger
 from tasks.packages import Registered, open_registered, run_file
-from tasks.tracking import open_client, pass_outage
+from tasks.tracking import open_client, pass_outage, run_page
 from tasks.violations import rules_checked
 
 Value = TypeVar("Value")
-SNAPSHOT, ROWS = "snapshot.json", "rows.parquet"
-"""What a run keeps of data; not from `tasks.validation`, which costs the import of Prefect."""
 UNREADABLE = (MlflowException, OSError, ValueError, LookupError, pa.ArrowException)
 """How a file says that it is not there, or not what it was."""
 
@@ -176,10 +174,7 @@ def _same_rows(folder: Path) -> list[str]:
 
 
 def _link(home: Home, run: Run) -> str:
-    address = shown_address(home.tracking_uri)
-    if address.startswith("http"):
-        return f"{address}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
-    return f"{address}#{run.info.run_id}"
+    return run_page(home, run) or f"{shown_address(home.tracking_uri)}#{run.info.run_id}"
 
 
 def _iso(milliseconds: int | None) -> str:

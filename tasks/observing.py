@@ -19,7 +19,7 @@ from tasks.console import say, shown_address
 from tasks.home import Home
 from tasks.publishing import JudgedStage
 from tasks.reporting import Report
-from tasks.tracking import open_client
+from tasks.tracking import open_client, run_page
 
 PUSHGATEWAY = "SDFT_PUSHGATEWAY_URL"
 DECISIONS = {"pass": 1, "ask": 0, "refuse": -1}
@@ -127,11 +127,9 @@ def gate_markdown(verdicts: list[Verdict]) -> str:
 
 def _links(home: Home, report: Report) -> str:
     """Where the pictures are; in an embedded home there is no page to link to."""
-    uri = home.tracking_uri
-    if not uri.startswith("http"):
+    page = run_page(home, open_client(home).get_run(report.run_id))
+    if page is None:
         return f"\nretention/matrix.png and curves.png: `sdft ui`, run `{report.run_id}`\n"
-    experiment = open_client(home).get_run(report.run_id).info.experiment_id
-    page = f"{shown_address(uri).rstrip('/')}/#/experiments/{experiment}/runs/{report.run_id}"
     return f"\n[retention/matrix.png, curves.png and all else in MLflow]({page})\n"
 
 

@@ -55,14 +55,14 @@ class Manifest(Contract):
         return model_hash(self.files)
 
 
-class Stack(Contract):
+class AdapterStack(Contract):
     """The adapters of the stages from a model with all its weights on, in their order."""
 
     base_dir: str
     adapter_dirs: tuple[str, ...]
 
 
-def save_package(model_dir: Path, stack: Stack | None, target: Path) -> None:
+def save_package(model_dir: Path, stack: AdapterStack | None, target: Path) -> None:
     """Save a model directory for `mlflow.transformers.load_model`, in safetensors only.
 
     Of a stack of adapters only these are saved, as one, with the path of their base.
@@ -94,7 +94,7 @@ def save_package(model_dir: Path, stack: Stack | None, target: Path) -> None:
         )
 
 
-def _stacked(stack: Stack) -> "PeftModel":
+def _stacked(stack: AdapterStack) -> "PeftModel":
     from sdft.lora import stacked
 
     return stacked(Path(stack.base_dir), [Path(one) for one in stack.adapter_dirs])
@@ -219,7 +219,7 @@ def check_weights(label: str, package: Manifest, record: StageRecord) -> None:
         raise BadInput(f"{label}: its package does not hold the weights that were trained")
 
 
-def check_stack(label: str, package: Manifest, stack: Stack) -> None:
+def check_stack(label: str, package: Manifest, stack: AdapterStack) -> None:
     """Prove that a package holds the adapters of these stages, by stacking them again."""
     with tempfile.TemporaryDirectory() as folder:
         _stacked(stack).save_pretrained(folder)

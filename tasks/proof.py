@@ -15,6 +15,7 @@ from schemas.base import BadInput, Contract
 from schemas.digest import digest_file
 from schemas.ledger import Entry
 from schemas.results import Verdict
+from schemas.snapshot import ROWS
 from schemas.stage import StageRecord
 from sdft.cells import ITEMS
 from sdft.chain import ancestry, first_break
@@ -25,7 +26,7 @@ from tasks.aliases import drift, is_behind, own_entries
 from tasks.failures import RunFailed, is_of_disk
 from tasks.home import Home
 from tasks.ledger import Ledger
-from tasks.lineage import ROWS, data_folder, resolve
+from tasks.lineage import data_folder, resolve
 from tasks.packages import (
     Manifest,
     Registered,

@@ -17,7 +17,7 @@ from tasks.gating import keep_verdict
 from tasks.home import Home
 from tasks.leases import Fence
 from tasks.ledger import Ledger
-from tasks.packages import Stack
+from tasks.packages import AdapterStack
 from tasks.registration import Origin, register_stage
 from tasks.stagefiles import INPUTS, WAITING, StageInputs
 from tasks.stageruns import log_stage
@@ -94,7 +94,7 @@ def is_let_in(home: Home, name: str, stage_key: str, verdict: Verdict) -> bool:
     return verdict.passed
 
 
-def stack_of(line: Sequence[TrainedStage]) -> Stack | None:
+def stack_of(line: Sequence[TrainedStage]) -> AdapterStack | None:
     """The adapters that the last of these stages is a stack of; None where it is a whole model.
 
     `line` are stages with adapters, each on the one before. A stack that has outgrown the model is
@@ -106,7 +106,7 @@ def stack_of(line: Sequence[TrainedStage]) -> Stack | None:
         base, below = (stack.base_dir, stack.adapter_dirs) if stack else (stage.parent_dir, ())
         adapters = (*below, str(directory / ADAPTER))
         outgrown = sum(map(_weight_bytes, adapters)) >= _weight_bytes(directory / "model")
-        stack = None if outgrown else Stack(base_dir=base, adapter_dirs=adapters)
+        stack = None if outgrown else AdapterStack(base_dir=base, adapter_dirs=adapters)
     return stack
 
 

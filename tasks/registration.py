@@ -22,7 +22,7 @@ from tasks.ledger import Ledger, Raced
 from tasks.packages import (
     EVIDENCE,
     PACKAGE,
-    Stack,
+    AdapterStack,
     check_logs,
     check_stack,
     check_weights,
@@ -53,7 +53,7 @@ class Origin(Contract):
 
     parent_version: str | None
     """None for the base model."""
-    stack: Stack | None = None
+    stack: AdapterStack | None = None
     """Where the version is to hold adapters without their base."""
 
 

@@ -12,7 +12,7 @@ from schemas.base import BadInput
 from schemas.curriculum import Curriculum, Skill
 from schemas.data import TRAIN_SCHEMA
 from schemas.digest import digest_json
-from schemas.snapshot import AnchorsOrigin, Origin, Snapshot, SuiteData
+from schemas.snapshot import ANCHORS, ROWS, SNAPSHOT, AnchorsOrigin, Origin, Snapshot, SuiteData
 from sdft.data import data_hash, write_table
 from sdft.files import placed
 from sdft.modelfiles import all_files
@@ -20,11 +20,8 @@ from sdft.rehearsal import rehearsed
 from tasks.basemodel import ModelDir
 from tasks.console import say
 from tasks.home import Home
-from tasks.validation import ROWS, SNAPSHOT, prompt_limit, verified_snapshot
+from tasks.validation import prompt_limit, verified_snapshot
 from tasks.violations import rules_checked
-
-ANCHORS = "anchors-"
-"""How the names of the files begin that a snapshot has from the validation of its anchors."""
 
 
 def with_rehearsal(

@@ -17,8 +17,8 @@ from sdft.stagelog import METRICS, ROLLOUTS
 
 SEEN = "verified.json"
 SETTLED_S = 2.0
-"""A file that was changed later than so before it was read may be changed again, unseen: clocks of
-file systems tick."""
+"""A file that was modified less than this before it was read is not trusted: file systems' times
+are coarse, and a second change could get the same one."""
 
 
 class Seen(Sealed):

@@ -32,7 +32,7 @@ from sqlalchemy import make_url
 from sqlalchemy.exc import OperationalError
 
 from schemas.base import BadInput, sync
-from schemas.snapshot import Snapshot
+from schemas.snapshot import ANCHORS, PAGE, RESULT, ROWS, SNAPSHOT, Snapshot
 from schemas.stage import StageSpec
 from sdft.files import partial_name
 from sdft.process import exclusive
@@ -83,7 +83,7 @@ def reaching(home: Home) -> Generator[None]:
     try:
         yield
     except (MlflowException, requests.RequestException, OperationalError) as error:
-        if (problem := told(error, home.tracking_uri)) is None:
+        if (problem := as_outage(error, home.tracking_uri)) is None:
             raise
         raise problem from error
     except OSError as error:  # copying names what is read first, and sometimes nothing
@@ -94,11 +94,11 @@ def reaching(home: Home) -> Generator[None]:
 def pass_outage(error: Exception, home: Home) -> None:
     """For who catches errors that say that something is gone or altered: raises Away or NotLetIn
     where this one says nothing about that."""
-    if problem := told(error, home.tracking_uri):
+    if problem := as_outage(error, home.tracking_uri):
         raise problem from error
 
 
-def told(error: Exception, uri: str) -> Away | NotLetIn | None:
+def as_outage(error: Exception, uri: str) -> Away | NotLetIn | None:
     """What an error of MLflow's client means, for people; None where it is neither of the two."""
     where = shown_address(uri)
     if _is_refusal(error):
@@ -245,6 +245,14 @@ def stage_run(client: MlflowClient, experiment_id: str, spec: StageSpec, stage: 
     return run
 
 
+def run_page(home: Home, run: MlflowRun) -> str | None:
+    """The address of a run's page; None in an embedded home, which has no pages."""
+    if not home.tracking_uri.startswith("http"):
+        return None
+    server = shown_address(home.tracking_uri).rstrip("/")
+    return f"{server}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+
+
 def find_version(client: MlflowClient, name: str, stage_key: str) -> ModelVersion | None:
     """The registered version of a stage."""
     found = client.search_model_versions(f"name = '{name}' AND tags.`{STAGE_KEY}` = '{stage_key}'")
@@ -263,12 +271,12 @@ def log_snapshot(client: MlflowClient, run_id: str, snapshot: Snapshot, context:
     tags = [InputTag("mlflow.data.context", context)]
     client.log_inputs(run_id, datasets=[DatasetInput(dataset, tags)])
     place, folder = f"validation/{snapshot.name}", Path(snapshot.directory)
-    of_anchors = [folder / "anchors-result.json", folder / "anchors-docs.html"]
-    files = [folder / file for file in ("rows.parquet", "result.json", "docs.html")]
+    files = [folder / file for file in (ROWS, RESULT, PAGE)]
+    of_anchors = [folder / f"{ANCHORS}{file}" for file in (RESULT, PAGE)]
     for path in (*files, *(path for path in of_anchors if path.is_file())):
         client.log_artifact(run_id, str(path), place)
     # Not the file: the same data can have been validated under another name, from another place.
-    client.log_text(run_id, snapshot.seal().text, f"{place}/snapshot.json")
+    client.log_text(run_id, snapshot.seal().text, f"{place}/{SNAPSHOT}")
 
 
 def set_tags(client: MlflowClient, run_id: str, tags: dict[str, str]) -> None:

@@ -27,7 +27,7 @@ from tasks.home import Home
 from tasks.leases import Fence, Fenced, check, checking, leased
 from tasks.ledger import Ledger
 from tasks.parcels import cache_of, model_name, received, send_data, send_model, send_stage
-from tasks.placement import has_gpu, placed_on
+from tasks.placement import placed_on
 from tasks.stagefiles import (
     INPUTS,
     SPEC,
@@ -75,15 +75,6 @@ def stage_spec(
     )
 
 
-def check_place(runtime: RuntimeSettings) -> None:
-    """Raise BadInput where stages are to be trained on a GPU, here, and there is none."""
-    if runtime.device == "cuda" and deployment(TRAIN) is None and not has_gpu():
-        raise BadInput(
-            "runtime.device is 'cuda', but this machine has no CUDA device; use 'auto' or 'cpu', "
-            f"or have a worker with one train the stages ({TRAIN})"
-        )
-
-
 class TrainOrder(Contract):
     """A stage for a worker that shares no disk with us: no path in it counts, only hashes."""
 
@@ -106,11 +97,11 @@ def train_skill(spec: StageSpec, inputs: StageInputs, home_dir: str) -> TrainedS
     known = _is_known(home, spec, inputs)
     if not known:
         _say_if_short_of_steps(spec, inputs)
-    if not known and (name := deployment(TRAIN)):
-        _train_elsewhere(name, home, spec, inputs)
-    elif not known:
-        with leased(spec.key, spec.skill, home) as fence:
-            _train(home, spec, inputs, fence)
+        if name := deployment(TRAIN):
+            _train_elsewhere(name, home, spec, inputs)
+        else:
+            with leased(spec.key, spec.skill, home) as fence:
+                _train(home, spec, inputs, fence)
     run_id = ""
     with suppress(Away):  # said where it matters: when the stage is to be registered
         run_id = log_stage(home, directory, inputs)
@@ -171,6 +162,7 @@ def _is_known(home: Home, spec: StageSpec, inputs: StageInputs) -> bool:
 
 
 def _train_elsewhere(name: str, home: Home, spec: StageSpec, inputs: StageInputs) -> None:
+    """Have a deployment train a stage: what it needs is sent, and what it made is fetched."""
     assert inputs.data.train is not None
     send_model(home, Path(spec.parent_dir), spec.parent_hash)
     order = TrainOrder(
@@ -212,6 +204,10 @@ def _finished(directory: Path, spec: StageSpec) -> StageRecord | None:
 
 
 def _train(home: Home, spec: StageSpec, inputs: StageInputs, fence: Fence) -> None:
+    """Train here: in a directory that nobody reads, which gets its name when all of it is there.
+
+    MLflow is fed meanwhile, and told how it ended.
+    """
     work = take_over(home, spec, fence.token)
     spec.write(work / SPEC)
     inputs.seal().write(work / INPUTS)
@@ -251,6 +247,7 @@ def _say_trained(home: Home, spec: StageSpec) -> None:
 def _run_trainer(
     home: Home, spec: StageSpec, inputs: StageInputs, fence: Fence, spool: Spool, work: Path
 ) -> None:
+    """Run `sdft.train` as a child process, and show its steps."""
     assert inputs.data.train is not None
     steps = total_steps(spec.training, inputs.data.train.rows)
     columns = [

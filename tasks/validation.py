@@ -22,7 +22,7 @@ from schemas.expectations import (
     eval_suite,
     train_suite,
 )
-from schemas.snapshot import Snapshot, SuiteData
+from schemas.snapshot import ROWS, SNAPSHOT, Snapshot, SuiteData
 from sdft.data import Row, data_hash, eval_table, plain, train_table, write_table
 from sdft.files import placed
 from sdft.modelfiles import all_files
@@ -31,8 +31,6 @@ from tasks.basemodel import ModelDir
 from tasks.console import say
 from tasks.home import Home
 from tasks.violations import message_of, run_expectations, write_quarantine
-
-ROWS, SNAPSHOT = "rows.parquet", "snapshot.json"
 
 
 class Validated(Contract):

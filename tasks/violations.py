@@ -8,10 +8,10 @@ import pyarrow as pa
 
 from schemas.base import BadInput, Contract, write_atomically
 from schemas.expectations import TELL_WHY, Expectation
+from schemas.snapshot import PAGE, RESULT
 from sdft.data import Row, row_id, write_table
 
 SHOWN_ROWS = 8
-RESULT = "result.json"
 
 
 class Violation(Contract):
@@ -65,7 +65,7 @@ def run_expectations(
     document: Any = result.to_json_dict()
     write_atomically(directory / RESULT, json.dumps(document, indent=1))
     page = DefaultJinjaPageView().render(ValidationResultsPageRenderer().render(result))
-    write_atomically(directory / "docs.html", page)
+    write_atomically(directory / PAGE, page)
     return [_violation(one) for one in document["results"] if not one["success"]]
 
 
@@ -123,7 +123,7 @@ def message_of(source: str, violations: list[Violation], directory: Path) -> str
         where = f" in row {shown}" if violation.rows else ""
         where += f" and {more} more" if more > 0 else ""
         lines.append(f"  {violation.rule}: not so{where}")
-    lines.append(f"  details: {directory / 'docs.html'}")
+    lines.append(f"  details: {directory / PAGE}")
     if any(violation.rows for violation in violations):
         lines.append(f"  the rows with their reasons: {directory / 'quarantine.parquet'}")
     return "\n".join(lines)

@@ -25,7 +25,7 @@ from sdft.process import Stop
 from sdft.record import ADAPTER, verified_record
 from sdft.stagelog import METRICS, read_metrics
 from sdft.train import train
-from tasks.packages import Stack, save_package
+from tasks.packages import AdapterStack, save_package
 
 TRAINING = TrainingSettings(
     epochs=2, prompts_per_step=4, learning_rate=1e-3, warmup_steps=1, max_new_tokens=12
@@ -74,7 +74,7 @@ def test_a_family_is_trained_resumed_evaluated_and_packed(
     verified_record(whole)
     check_answers(model, tmp_path)
     adapters = (str(whole / ADAPTER),)
-    stack = Stack(base_dir=str(parent), adapter_dirs=adapters) if lora else None
+    stack = AdapterStack(base_dir=str(parent), adapter_dirs=adapters) if lora else None
     save_package(model, stack, tmp_path / "package")
     loaded = mlflow.transformers.load_model(str(tmp_path / "package"), return_type="components")
     ours = load_model(model, torch.device("cpu")).model

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.plan import check_place
 from schemas.base import BadInput
 from schemas.settings import RuntimeSettings
 from tasks import forked, placement
@@ -15,7 +16,6 @@ from tasks.children import run_child
 from tasks.elsewhere import TRAIN
 from tasks.forked import Forks
 from tasks.placement import DEVICES, GIB, VISIBLE, Device, placed_on
-from tasks.training import check_place
 
 HOLD = """
 import os, sys, time

@@ -28,7 +28,7 @@ from tasks.packages import Manifest, local_copy, package_uri, run_file
 from tasks.promotion import rollback
 from tasks.proof import Disproved, prove
 from tasks.tracing import trace
-from tasks.tracking import Away, told
+from tasks.tracking import Away, as_outage
 
 pytestmark = pytest.mark.slow
 
@@ -263,7 +263,7 @@ def test_a_store_that_cannot_be_asked_is_no_lie(
     monkeypatch.setattr("tasks.packages.package_uri", lambda *_: "s3://b/1/model")
     with pytest.raises(BotoCoreError) as caught:
         prove(demo.home, "demo")
-    said = told(caught.value, demo.home.tracking_uri)
+    said = as_outage(caught.value, demo.home.tracking_uri)
     assert isinstance(said, Away), "so the command line says it"
     assert "does not give what it has: Could not connect" in str(said)
 

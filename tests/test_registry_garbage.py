@@ -9,7 +9,7 @@ import pytest
 from conftest import train_rows
 from registry_home import RegistryHome, make_verdict
 
-from schemas.snapshot import AnchorsOrigin, Origin, SuiteData
+from schemas.snapshot import SNAPSHOT, AnchorsOrigin, Origin, SuiteData
 from schemas.stage import StageRecord
 from sdft.record import RECORD
 from tasks import garbage
@@ -29,7 +29,6 @@ from tasks.proof import prove
 from tasks.publishing import JudgedStage, publish_stages
 from tasks.stagefiles import WAITING
 from tasks.tracking import LOGGED, Away
-from tasks.validation import SNAPSHOT
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from learning import SKILLS, STEPS, Learning, Point
 from schemas.base import BadInput
 from schemas.digest import digest_json
 from schemas.results import EvaluationSpec
+from schemas.snapshot import SNAPSHOT
 from schemas.stage import StageSpec
 from sdft.cells import CELL, ITEMS, read_cell
 from sdft.checkpoint import Checkpoints
@@ -29,7 +30,7 @@ from tasks.home import Home
 from tasks.proof import prove
 from tasks.stagefiles import INPUTS, SPEC, StageInputs, finished_dir
 from tasks.tracking import all_versions
-from tasks.validation import SNAPSHOT, verified_snapshot
+from tasks.validation import verified_snapshot
 
 pytestmark = [pytest.mark.slow, pytest.mark.faults]
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sdft.record import ADAPTER
-from tasks.packages import Stack
+from tasks.packages import AdapterStack
 from tasks.publishing import stack_of
 from tasks.training import TrainedStage
 
@@ -23,7 +23,7 @@ def test_a_stack_goes_down_to_the_last_model_with_all_its_weights(tmp_path: Path
     line = [stage(tmp_path, number, 30) for number in (1, 2, 3)]
     for upto in (1, 2, 3):
         adapters = tuple(f"{tmp_path}/{number}/{ADAPTER}" for number in range(1, upto + 1))
-        assert stack_of(line[:upto]) == Stack(
+        assert stack_of(line[:upto]) == AdapterStack(
             base_dir=str(tmp_path / "base"), adapter_dirs=adapters
         )
     assert stack_of([]) is None, "a stage that trained all weights"
@@ -35,6 +35,6 @@ def test_a_stack_that_outgrows_the_model_is_a_model_and_the_next_begins_on_it(
     line = [stage(tmp_path, number, 40) for number in (1, 2, 3, 4)]
     assert stack_of(line[:2]) is not None
     assert stack_of(line[:3]) is None, "120 bytes of adapters for a model of 100"
-    assert stack_of(line) == Stack(
+    assert stack_of(line) == AdapterStack(
         base_dir=str(tmp_path / "3" / "model"), adapter_dirs=(f"{tmp_path}/4/{ADAPTER}",)
     )
