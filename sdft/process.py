@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import platform
+import re
 import signal
 import sys
 import threading
@@ -25,8 +26,12 @@ PARENT_HOLDS_STDIN = "SDFT_PARENT_HOLDS_STDIN"
 """Set for a child whose standard input its parent keeps open for as long as it lives."""
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """Set for one of several ranks: where it leaves its error for the process that started them."""
-OF_MEMORY = ("allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
-"""How a RuntimeError says that memory has run out: torch's own on a CPU, CUDA's, and cuBLAS's."""
+OF_MEMORY = re.compile(
+    "allocate memory|CUDA error: out of memory|_STATUS_ALLOC_FAILED"
+    "|could not (?:create|execute) a primitive(?! desc)"
+)
+"""How a RuntimeError says that memory has run out: torch's own on a CPU, CUDA's, cuBLAS's, and
+oneDNN's, whose descriptions are of what it cannot do at all."""
 EXIT_CODE = "exit_code"
 """The key in that file for the exit code that the error stands for: a rank that is killed while it
 exits has another one itself."""
@@ -164,4 +169,4 @@ def is_of_memory(error: Exception) -> bool:
     if isinstance(error, MemoryError | OutOfMemoryError):
         return True
     number = error.errno if isinstance(error, OSError) else None
-    return number == errno.ENOMEM or any(sign in str(error) for sign in OF_MEMORY)
+    return number == errno.ENOMEM or OF_MEMORY.search(str(error)) is not None

@@ -20,8 +20,9 @@ OUT_OF_MEMORY = (
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
     RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     RuntimeError("CUDA error: out of memory"),
+    RuntimeError("could not create a primitive"),
 )
-"""As torch says it."""
+"""As torch says it, the last for oneDNN."""
 
 
 class Case:
