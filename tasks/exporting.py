@@ -12,7 +12,7 @@ from schemas.base import BadInput, Contract
 from schemas.ledger import Entry
 from schemas.stage import FileDigest, StageRecord
 from sdft.chain import ancestry, first_break
-from sdft.files import placed
+from sdft.files import PARTIAL, placed
 from sdft.modelfiles import model_files, model_hash
 from sdft.record import ADAPTER, RECORD
 from tasks.home import Home
@@ -59,9 +59,9 @@ def export(home: Home, reference: str, directory: Path) -> Exported:
             _prove(home, registered, files)
             _check_free(target)  # writing took its time
     except OSError as error:
-        place = Path(error.filename2 or error.filename or "/")
-        if place.parent != target.parent and target.parent not in place.parents:
-            raise
+        place = Path(error.filename2 or error.filename or "")
+        if place != target and not any(part.startswith(PARTIAL) for part in place.parts):
+            raise  # it is about what was read
         raise BadInput(
             f"{target}: cannot be written: {error.strerror}; nothing of it is left"
         ) from None
