@@ -128,14 +128,14 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server = start_prefect(tmp_path_factory.mktemp("prefect"), port)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{ROOT / 'tests'}:{ROOT}")
-        patch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{port}/api")
         patch.setenv("MLFLOW_LOGGING_LEVEL", "WARNING")
         patch.setenv("SDFT_LEASE_S", "20")
         patch.setenv("OMP_NUM_THREADS", "1")
         Learning.context.set_forkserver_preload(["learning", "flows.learn", "flows.show"])
         Learning.requests = Forks().start()
+        Learning.prefect = f"http://127.0.0.1:{port}/api"
         multiprocessing.forkserver.ensure_running()
-        yield f"http://127.0.0.1:{port}/api"
+        yield Learning.prefect
     os.killpg(server.pid, signal.SIGKILL)
 
 

@@ -142,6 +142,8 @@ class Learning:
     context = multiprocessing.get_context("forkserver")
     requests: socket.socket
     """Where their flows ask for programs: one process forks those of all."""
+    prefect: str
+    """The address of the server that they report to; no other test is to know of it."""
 
     def __init__(self, folder: Path, home: Path | None = None, **curriculum: Any) -> None:
         folder.mkdir(exist_ok=True)
@@ -163,9 +165,9 @@ class Learning:
         arguments = command or ("learn", str(self.curriculum))
         # What forks may have been started by another module's tests, before these were set.
         inherited = {k: v for k, v in os.environ.items() if k.startswith(INHERITED)}
+        variables = inherited | {"PREFECT_API_URL": self.prefect} | self.variables
         process = self.context.Process(
-            target=sdft,
-            args=(arguments, self.home.root, point, inherited | self.variables, self.requests),
+            target=sdft, args=(arguments, self.home.root, point, variables, self.requests)
         )
         process.start()
         return process

@@ -229,19 +229,21 @@ def test_a_server_gets_pools_deployments_and_automations_that_work(
     from tasks.ledger import _seal
 
     place = ["/data/curriculum.yaml", "--profile", "server", "--home", "/data/home"]
-    code, said = deploy(*place, SDFT_NOTIFY_URL=receiver.address)
+    server = {"PREFECT_API_URL": prefect_server, "SDFT_NOTIFY_URL": receiver.address}
+    code, said = deploy(*place, **server)
     assert code == 0, said
     assert "not on this machine: not checked" in said
     assert "t0ken" not in said and "Failed to create" not in said
-    again, repeated = deploy(*place, SDFT_NOTIFY_URL=receiver.address)
+    again, repeated = deploy(*place, **server)
     assert again == 0
     lines = [line for line in repeated.splitlines() if line.startswith(("pool", "dep", "auto"))]
     assert len(lines) == len([one for one in said.splitlines() if one.rstrip().endswith("made")])
     assert all(line.rstrip().endswith("as it was") for line in lines), repeated
-    _, moved = deploy(*place, "--cron", "5 4 * * 1", SDFT_NOTIFY_URL=receiver.address)
+    _, moved = deploy(*place, "--cron", "5 4 * * 1", **server)
     [changed] = [line for line in moved.splitlines() if line.rstrip().endswith("changed")]
     assert "nightly" in changed and "5 4 * * 1 UTC" in changed, moved
-    other, refused = deploy(*[one.replace("server", "kubernetes") for one in place])
+    elsewhere = [one.replace("server", "kubernetes") for one in place]
+    other, refused = deploy(*elsewhere, **server)
     assert other == 2 and "the pool cpu is of type process, not kubernetes" in refused, refused
 
     with (

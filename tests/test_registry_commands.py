@@ -38,7 +38,6 @@ def demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RegistryHome:
     place.line(["a", "b"])
     monkeypatch.setenv("SDFT_HOME", str(place.home.root))
     monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.delenv("PREFECT_API_URL", raising=False)  # of a server that other tests use
     return place
 
 
