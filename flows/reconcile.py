@@ -9,6 +9,7 @@ from schemas.base import BadInput
 from tasks.aliases import reconcile as reconcile_name
 from tasks.events import deliver
 from tasks.home import Home
+from tasks.leases import release_silent
 from tasks.ledger import Ledger
 from tasks.reconciling import tidy
 
@@ -30,7 +31,9 @@ def reconcile_all(
     home: Home, name: str | None, in_flow: bool
 ) -> tuple[dict[str, list[str]], list[str]]:
     """The same without Prefect around it: what was found, and why a name is left as it is."""
-    found, problems = {"": tidy(home, in_flow)}, []
+    silent = release_silent(Ledger(home))
+    released = [f"released {key[:12]} of {who}, which is silent" for key, who in silent.items()]
+    found, problems = {"": [*released, *tidy(home, in_flow)]}, []
     names = [name] if name else sorted({entry.name for entry in Ledger(home).entries()})
     for one in names:
         try:

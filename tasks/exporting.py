@@ -15,10 +15,11 @@ from sdft.chain import ancestry, first_break
 from sdft.files import PARTIAL, placed
 from sdft.modelfiles import model_files, model_hash
 from sdft.record import ADAPTER, RECORD
+from tasks.artifacts import local_copy
 from tasks.home import Home
 from tasks.ledger import Ledger
 from tasks.lineage import UNREADABLE, kept, resolve
-from tasks.packages import MODEL_FILES, Registered, local_copy, open_registered
+from tasks.packages import MODEL_FILES, Registered, open_registered
 from tasks.parcels import is_there, model_name, received
 from tasks.proof import Disproved
 from tasks.tracking import open_client, pass_outage

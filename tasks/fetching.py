@@ -10,9 +10,10 @@ from schemas.stage import StageRecord, StageSpec
 from sdft.files import placed
 from sdft.record import ADAPTER, RECORD, recorded_folders
 from sdft.stagelog import METRICS
+from tasks.artifacts import run_file
 from tasks.console import say
 from tasks.home import Home
-from tasks.packages import MODEL_FILES, package_of, package_uri, run_file
+from tasks.packages import MODEL_FILES, package_of, package_uri
 from tasks.parcels import is_there, model_name, received
 from tasks.stagefiles import INPUTS, StageInputs, finished_dir, finished_stage
 from tasks.tracking import (

@@ -178,6 +178,29 @@ def release_dead(ledger: Ledger) -> dict[str, Holder]:
     return dead
 
 
+def release_silent(ledger: Ledger) -> dict[str, Holder]:
+    """Take from holders on other machines that give no beat what they held; returns it.
+
+    Where there are such holders they are watched until each gave a beat, for at most as long as a
+    lease lives without one. One that was only asleep is fenced.
+    """
+    elsewhere = {k: one for k, one in holders(ledger).items() if one.machine != machine()}
+    silent = {key: seen for key in elsewhere if (seen := pulse(ledger, key))}
+    if silent:
+        who = ", ".join(sorted({one.host for one in elsewhere.values()}))
+        say("lease", "", f"watching for signs of life from {who}, {lease_s():.0f} s at most")
+    quiet_s = 0.0
+    while silent and quiet_s < lease_s():
+        quiet_s += _wait(time.monotonic())
+        silent = {key: seen for key, seen in silent.items() if pulse(ledger, key) == seen}
+    with ledger.transaction() as connection:
+        for key, (token, beats) in silent.items():
+            same = (LEASES.c.key == key) & (LEASES.c.token == token) & (LEASES.c.beats == beats)
+            values = {"token": token + 1, "beats": 0, "holder": None}
+            connection.execute(update(LEASES).where(same).values(values))
+    return {key: elsewhere[key] for key in silent}
+
+
 def _acquire(ledger: Ledger, key: str, what: str) -> Fence:
     me = myself().model_dump_json()
     seen: tuple[int, int] | None = None
@@ -202,9 +225,16 @@ def _acquire(ledger: Ledger, key: str, what: str) -> Fence:
         if seen is None:
             say("lease", what, f"waiting for {holder}", "yellow")
         seen = now
-        time.sleep(lease_s() / BEATS / 4)
-        # A database that did not answer, or a machine asleep, is no silence of the holder's.
-        quiet_s += min(time.monotonic() - asked, lease_s() / BEATS)
+        quiet_s += _wait(asked)
+
+
+def _wait(since: float) -> float:
+    """Wait until it is worth looking for a beat again; returns what counts of the time since then.
+
+    A database that did not answer, or a machine asleep, is no silence of a holder's.
+    """
+    time.sleep(lease_s() / BEATS / 4)
+    return min(time.monotonic() - since, lease_s() / BEATS)
 
 
 def _beat(ledger: Ledger, fence: Fence, done: threading.Event) -> None:

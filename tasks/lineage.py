@@ -21,10 +21,11 @@ from sdft.chain import ancestry, history, newest
 from sdft.compare import compare
 from sdft.record import RECORD
 from tasks.aliases import CHAMPION, wanted_aliases
+from tasks.artifacts import run_file
 from tasks.console import shown_address
 from tasks.home import Home
 from tasks.ledger import Ledger
-from tasks.packages import Registered, open_registered, run_file
+from tasks.packages import Registered, open_registered
 from tasks.tracking import open_client, pass_outage, run_page
 from tasks.violations import rules_checked
 

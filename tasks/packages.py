@@ -1,10 +1,9 @@
 """What a registered version rests on, as files with a manifest that the ledger holds the hash of.
 
 The package is the model as `mlflow.transformers` saves it; the evidence is what its run keeps of
-how it was made. Artifacts are read in place where they are local, otherwise downloaded.
+how it was made.
 """
 
-import functools
 import inspect
 import logging
 import tempfile
@@ -28,6 +27,7 @@ from schemas.stage import FileDigest, StageRecord
 from sdft.modelfiles import all_files, model_hash
 from sdft.record import ADAPTER, RECORD
 from sdft.stagelog import METRICS, ROLLOUTS
+from tasks.artifacts import local_copy, run_file
 from tasks.stagefiles import INPUTS
 
 if TYPE_CHECKING:  # looking at a package must not cost the import of torch
@@ -135,38 +135,6 @@ def open_registered(client: MlflowClient, entry: Entry) -> Registered:
 
 def package_uri(client: MlflowClient, version: ModelVersion) -> str:
     return client.get_model_version_download_uri(version.name, str(version.version))
-
-
-def run_file(run: Run, path: str) -> Path:
-    """A file or folder among the artifacts of a run."""
-    return local_copy(f"{run.info.artifact_uri}/{path}")
-
-
-def local_copy(uri: str) -> Path:
-    """An artifact in place where the store is a folder, otherwise downloaded until we end.
-
-    Raises BadInput where another store does not have it: MLflow's server says that as it says that
-    the store is away.
-    """
-    local = uri.startswith(("file:", "/"))
-    target = None if local else tempfile.mkdtemp(dir=_downloads().name)
-    try:
-        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=target))
-    except MlflowException as error:
-        if _is_listed(uri):
-            raise
-        raise BadInput(f"{uri}: is not in MLflow's store of artifacts") from error
-
-
-def _is_listed(uri: str) -> bool:
-    folder, _, name = uri.rpartition("/")
-    listed = mlflow.artifacts.list_artifacts(artifact_uri=folder)
-    return name in {Path(one.path).name for one in listed}
-
-
-@functools.cache
-def _downloads() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="sdft-")
 
 
 def package_of(uri: str) -> tuple[Path, Manifest]:

@@ -23,6 +23,7 @@ from sdft.data import rehash
 from sdft.modelfiles import model_files, model_hash
 from sdft.record import RECORD, verified_record
 from tasks.aliases import drift, is_behind, own_entries
+from tasks.artifacts import downloads
 from tasks.failures import RunFailed, is_of_disk
 from tasks.home import Home
 from tasks.ledger import Ledger
@@ -94,14 +95,15 @@ def prove(home: Home, reference: str) -> Proof:
             raise Disproved(differs[0])
         line = ancestry(entries, version)
         for entry in line:
-            registered = open_registered(client, entry)
-            package = check_package(registered)
-            evidence = check_evidence(registered)
-            manifests += [evidence, package]
-            records.append(_check_stage(home, registered, records[-1] if records else None))
-            check_weights(registered.label, package, records[-1])
-            check_logs(registered.label, evidence, records[-1])
-            _check_verdicts(registered, entries)
+            with downloads():
+                registered = open_registered(client, entry)
+                package = check_package(registered)
+                evidence = check_evidence(registered)
+                manifests += [evidence, package]
+                records.append(_check_stage(home, registered, records[-1] if records else None))
+                check_weights(registered.label, package, records[-1])
+                check_logs(registered.label, evidence, records[-1])
+                _check_verdicts(registered, entries)
     except (BadInput, MlflowException, OSError) as error:  # altered, or gone
         pass_outage(error, home)
         if is_of_disk(error):

@@ -16,10 +16,11 @@ from schemas.results import RetentionMatrix
 from schemas.snapshot import Snapshot
 from sdft.data import write_table
 from sdft.stagelog import METRICS, read_metrics
+from tasks.artifacts import run_file
 from tasks.console import say
 from tasks.evaluation import ScoredCell
 from tasks.home import Home
-from tasks.packages import evaluation_folder, run_file
+from tasks.packages import evaluation_folder
 from tasks.registration import ensure_model
 from tasks.tracking import (
     HOME_TAG,

@@ -63,7 +63,7 @@ _UNANSWERED = re.compile(
 proxy."""
 _NOT_DOWNLOADED = "The following failures occurred while downloading one or more artifacts"
 """How MLflow's client begins to tell what it could not bring; the reasons come last. That the store
-does not have it is no such error (`tasks.packages.local_copy`)."""
+does not have it is no such error (`tasks.artifacts.local_copy`)."""
 _NOT_LET_IN = re.compile(r"error code 40[13]\b")
 """How MLflow's client says that the server wants another name or password."""
 

@@ -6,6 +6,8 @@ Docs page. A set that does not leaves a quarantine file with a reason a row.
 
 import importlib.metadata
 import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,14 +45,39 @@ class Validated(Contract):
 
 @task
 def validate_data(curriculum: Curriculum, model: ModelDir, home_dir: str) -> Validated:
-    """Check all data of a curriculum; raises BadInput with the rows and rules broken."""
+    """Check all data of a curriculum; raises BadInput with the rows and rules broken in any set."""
     checker = Checker(curriculum, model, Home(home_dir))
-    data = {suite.name: checker.check(suite) for suite in curriculum.suites}
-    return Validated(data=data, anchors=checker.check_anchors())
+    items: dict[str, Snapshot] = {}
+    demonstrations: dict[str, Snapshot] = {}
+    anchors: Snapshot | None = None
+    problems: dict[str, None] = {}  # in their order; one that several sets have is said once
+    for suite in curriculum.suites:
+        with _noting(problems):
+            items[suite.name] = checker.check_eval(suite)
+        if isinstance(suite, Skill):
+            with _noting(problems):
+                demonstrations[suite.name] = checker.check_train(suite)
+    with _noting(problems):
+        anchors = checker.check_anchors()
+    if problems:
+        raise BadInput("\n".join(problems))
+    data = {
+        name: SuiteData(eval=snapshot, train=demonstrations.get(name))
+        for name, snapshot in items.items()
+    }
+    return Validated(data=data, anchors=anchors)
+
+
+@contextmanager
+def _noting(problems: dict[str, None]) -> Generator[None]:
+    try:
+        yield
+    except BadInput as error:
+        problems[str(error)] = None
 
 
 class Checker:
-    """Checks the data of one curriculum.
+    """Checks the data of one curriculum; each check raises BadInput with the rows and rules broken.
 
     Evaluation items are read once: all demonstrations are held against all of them.
     """
@@ -71,29 +98,9 @@ class Checker:
 
         return FactMaker(Path(self.model.path))
 
-    def check(self, suite: Suite) -> SuiteData:
-        """The data of a skill or general suite; raises BadInput with the rows and rules broken."""
-        items = self._check_eval(suite, self.items[suite.name])
-        if not isinstance(suite, Skill):
-            return SuiteData(eval=items, train=None)
-        own = [] if suite.allow_overlap else self.items[suite.name]
-        others = [rows for name, rows in self.items.items() if name != suite.name]
-        asked = [row for rows in (own, *others) for row in rows]
-        return SuiteData(eval=items, train=self._check_train(suite, asked))
-
-    def check_anchors(self) -> Snapshot | None:
-        """The prompts that stages are to answer as before; None where there are none.
-
-        Raises BadInput with the rows and rules broken, and for a skill whose method has no teacher.
-        """
-        if self.curriculum.anchors is None:
-            return None
-        for skill in self.curriculum.skills:
-            if problem := self.curriculum.problem_with(skill):
-                raise BadInput(problem)
-        return self._check_anchors(self.curriculum.anchors)
-
-    def _check_eval(self, suite: Suite, rows: list[Row]) -> Snapshot:
+    def check_eval(self, suite: Suite) -> Snapshot:
+        """The items of a skill or general suite."""
+        rows = self.items[suite.name]
         limits = self.curriculum.evaluation.max_new_tokens
 
         def suite_and_facts() -> tuple[list[Expectation], list[Row]]:
@@ -104,7 +111,11 @@ class Checker:
         inputs = {"kind": "eval", "rows": rows, "scorer": suite.scorer, "limits": limits}
         return self._check(f"{suite.name}/eval", suite.eval, rows, inputs, suite_and_facts)
 
-    def _check_train(self, skill: Skill, asked: list[Row]) -> Snapshot:
+    def check_train(self, skill: Skill) -> Snapshot:
+        """The demonstrations of a skill; none may be asked in a suite."""
+        own = [] if skill.allow_overlap else self.items[skill.name]
+        others = [rows for name, rows in self.items.items() if name != skill.name]
+        asked = [row for rows in (own, *others) for row in rows]
         rows = read_rows(skill.train, "train", self.home.cache)
         training = skill.training
         template = training.teacher_template if training.method == "sdft" else None
@@ -123,8 +134,17 @@ class Checker:
         }
         return self._check(f"{skill.name}/train", skill.train, rows, inputs, suite_and_facts)
 
-    def _check_anchors(self, source: DataSource) -> Snapshot:
-        skills, cache = self.curriculum.skills, self.home.cache
+    def check_anchors(self) -> Snapshot | None:
+        """The prompts that stages are to answer as before; None where there are none.
+
+        Raises BadInput also for a skill whose method has no teacher.
+        """
+        source, skills, cache = self.curriculum.anchors, self.curriculum.skills, self.home.cache
+        if source is None:
+            return None
+        for skill in skills:
+            if problem := self.curriculum.problem_with(skill):
+                raise BadInput(problem)
         rows = read_rows(source, "anchors", cache)
         asked = [row for items in self.items.values() for row in items]
         taught = [row for one in skills for row in read_rows(one.train, "train", cache)]

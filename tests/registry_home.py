@@ -22,12 +22,12 @@ from sdft.modelfiles import all_files, model_files, model_hash
 from sdft.record import RECORD, log_files
 from sdft.stagelog import METRICS, ROLLOUTS
 from tasks import registration
+from tasks.artifacts import run_file
 from tasks.basemodel import ModelDir
 from tasks.gating import keep_verdict
 from tasks.home import Home
 from tasks.leases import leased
 from tasks.lineage import data_folder, row_hashes
-from tasks.packages import run_file
 from tasks.stagefiles import INPUTS, StageInputs
 from tasks.stageruns import log_stage
 from tasks.tracking import open_client

@@ -17,8 +17,8 @@ from schemas.results import CellEvidence, EvaluationSpec, SuiteJudgement, SuiteS
 from schemas.settings import EvaluationSettings
 from sdft.cells import cell_of
 from sdft.data import Row, data_hash, eval_table, write_table
+from tasks.artifacts import run_file
 from tasks.evaluation import ScoredCell, log_scores
-from tasks.packages import run_file
 from tasks.training import TrainedStage
 
 pytestmark = pytest.mark.slow

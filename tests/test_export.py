@@ -16,8 +16,9 @@ from typer.testing import CliRunner, Result
 from flows import cli
 from schemas.base import BadInput
 from sdft.modelfiles import model_files, model_hash
+from tasks.artifacts import local_copy, run_file
 from tasks.ledger import Ledger
-from tasks.packages import local_copy, package_uri, run_file
+from tasks.packages import package_uri
 
 pytestmark = pytest.mark.slow
 

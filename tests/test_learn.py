@@ -615,9 +615,9 @@ def test_a_skill_in_the_watched_folder_is_planned_learned_and_then_recorded(plac
 def test_a_stage_learns_rows_again_of_skills_that_were_let_in(place: Place) -> None:
     from flows.plan import plan_curriculum
     from schemas.curriculum import load_curriculum
+    from tasks.artifacts import run_file
     from tasks.home import Home
     from tasks.lineage import data_folder, read_lineage, row_hashes
-    from tasks.packages import run_file
     from tasks.proof import prove
     from tasks.tracing import trace
 
@@ -692,8 +692,8 @@ def test_every_form_of_a_version_is_exported_to_what_was_trained(
 ) -> None:
     """From the registry alone: all weights, adapters on such a version, adapters on the base."""
     from flows.cli import app
+    from tasks.artifacts import run_file
     from tasks.home import Home
-    from tasks.packages import run_file
     from tasks.parcels import send_model
 
     adapted = place.learn(["beta"], name="adapted")

@@ -156,6 +156,27 @@ def test_only_what_the_dead_held_is_released(home: Home) -> None:
         assert list(holders(ledger)) == ["alive"]
 
 
+def test_what_silent_holders_elsewhere_held_is_released_and_they_are_fenced(home: Home) -> None:
+    ledger = Ledger(home)
+    began = time.monotonic()
+    with leased("here", "alpha", home):
+        assert leases.release_silent(ledger) == {}
+        assert time.monotonic() - began < 0.5, "nobody elsewhere is watched"
+    elsewhere = myself().model_copy(update={"machine": "a pod that is gone"})
+    with leased("asleep", "beta", home) as fence:
+        pass
+    put(ledger, elsewhere)  # both keys
+    with leased("alive", "gamma", home):
+        held = LEASES.c.key == "alive"
+        with ledger.transaction() as connection:
+            values = {"holder": elsewhere.model_dump_json()}
+            connection.execute(update(LEASES).where(held).values(values))
+        assert sorted(leases.release_silent(ledger)) == ["asleep", "here"]
+        assert list(holders(ledger)) == ["alive"]
+    with pytest.raises(Fenced):
+        check(ledger, fence)
+
+
 def beats(ledger: Ledger) -> int:
     with ledger.reading() as connection:
         return connection.execute(LEASES.select()).one().beats

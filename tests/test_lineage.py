@@ -16,9 +16,9 @@ from schemas.settings import TrainingSettings
 from schemas.snapshot import SuiteData
 from sdft.data import data_hash, train_table
 from tasks import lineage
+from tasks.artifacts import run_file
 from tasks.basemodel import describe_model
 from tasks.lineage import diff_versions, read_lineage
-from tasks.packages import run_file
 from tasks.proof import prove
 from tasks.rehearsal import with_rehearsal
 from tasks.tracing import trace

@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 from pathlib import Path
 
+import mlflow
 import pyarrow.parquet as pq
 import pytest
 from botocore.exceptions import BotoCoreError
@@ -21,10 +22,11 @@ from schemas.results import SuiteJudgement
 from schemas.stage import StageRecord
 from tasks import registration
 from tasks.aliases import reconcile
+from tasks.artifacts import local_copy, run_file
 from tasks.failures import RunFailed, is_of_disk
 from tasks.ledger import Ledger
 from tasks.lineage import diff_versions, read_lineage
-from tasks.packages import Manifest, local_copy, package_uri, run_file
+from tasks.packages import Manifest, package_uri
 from tasks.promotion import rollback
 from tasks.proof import Disproved, prove
 from tasks.tracing import trace
@@ -250,6 +252,28 @@ def test_a_disk_that_does_not_give_what_it_has_is_no_lie(
     with pytest.raises(OSError, match=r"Input/output error: .*verdicts/") as caught:
         prove(demo.home, "demo")
     assert is_of_disk(caught.value), "so the command line says it"
+
+
+def test_a_proof_has_one_versions_downloads_at_a_time(
+    demo: RegistryHome, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    in_place, at_once = mlflow.artifacts.download_artifacts, []
+
+    def download(uri: str, dst_path: str | None) -> str:
+        if dst_path is None:
+            return in_place(uri)
+        copy = shutil.copytree(uri.removeprefix("s3:/"), Path(dst_path) / "model")
+        at_once.append(len([*tmp_path.glob("*/*/model")]))
+        return str(copy)
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(
+        "tasks.packages.package_uri", lambda *of: f"s3:/{local_copy(package_uri(*of))}"
+    )
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", download)
+    assert prove(demo.home, "demo").stages == 3
+    assert at_once == [1, 1, 1]
+    assert [*tmp_path.glob("*/*/model")] == []
 
 
 def test_a_store_that_cannot_be_asked_is_no_lie(

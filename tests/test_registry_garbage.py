@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import train_rows
 from registry_home import RegistryHome, make_verdict
+from sqlalchemy import update
 
 from schemas.snapshot import SNAPSHOT, AnchorsOrigin, Origin, SuiteData
 from schemas.stage import StageRecord
@@ -15,7 +16,9 @@ from sdft.record import RECORD
 from tasks import garbage
 from tasks.garbage import collect
 from tasks.home import Home
-from tasks.leases import leased
+from tasks.leases import LEASE_S, holders, leased, myself
+from tasks.ledger import Ledger
+from tasks.ledger_tables import LEASES
 from tasks.parcels import (
     EXPERIMENT,
     LIST,
@@ -184,6 +187,21 @@ def test_what_is_left_of_a_parcel_goes_too(place: RegistryHome) -> None:
         assert not parcels(found(place, remove=True)), "it may be on its way"
     assert found(place, remove=True)[f"{EXPERIMENT}/{name}"] == "a part of a parcel"
     assert not folder.exists()
+
+
+def test_a_machine_that_is_gone_keeps_no_parcel(
+    place: RegistryHome, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(LEASE_S, "1")
+    name = send_data(place.home, place.home.data / "a-3")
+    with leased("a run of a pod", "demo", place.home):
+        pass
+    ledger, pod = Ledger(place.home), myself().model_copy(update={"machine": "a pod"})
+    with ledger.transaction() as connection:
+        connection.execute(update(LEASES).values(holder=pod.model_dump_json()))
+    assert parcels(found(place, remove=True)) == {name}
+    assert "released, process" in " ".join(capsys.readouterr().out.split())
+    assert holders(ledger) == {}
 
 
 def test_parcels_stay_from_the_moment_that_a_run_begins(

@@ -10,8 +10,9 @@ from schemas.results import Cell
 from schemas.stage import StageRecord
 from sdft.record import RECORD, log_files
 from sdft.stagelog import METRICS
+from tasks.artifacts import run_file
 from tasks.evaluation import ScoredCell, log_scores
-from tasks.packages import evaluation_folder, run_file
+from tasks.packages import evaluation_folder
 from tasks.proof import prove
 from tasks.stagefiles import INPUTS, StageInputs
 from tasks.stageruns import is_logged, log_stage

@@ -44,7 +44,8 @@ def check(
     }
     curriculum = Curriculum.model_validate(content | changes)
     checker = Checker(curriculum, describe_model(model_dir), Home(folder / "home"))
-    return checker.check(curriculum.skills[0])
+    [skill] = curriculum.skills
+    return SuiteData(eval=checker.check_eval(skill), train=checker.check_train(skill))
 
 
 def altered(**change: object) -> list[dict]:
@@ -319,6 +320,31 @@ def test_the_items_of_each_suite_are_read_once(
     found = validate_data.fn(curriculum, model, str(tmp_path / "home"))
     assert found.data.keys() == {"a", "b", "c"} and found.anchors is not None
     assert sorted(one for one in files if "eval" in one) == [f"{n}-eval.jsonl" for n in "abc"]
+
+
+def test_what_is_wrong_in_any_set_is_said_at_once(tiny_dir: Path, tmp_path: Path) -> None:
+    sets = {
+        "a-train": altered(response=" "),
+        "a-eval": [{**row, "references": []} for row in eval_rows(3)],
+        "b-train": altered(id="alpha-0"),
+        "b-eval": eval_rows(3, "beta"),
+    }
+    files = {
+        name: str(write_jsonl(tmp_path / f"{name}.jsonl", rows)) for name, rows in sets.items()
+    }
+    skills = [
+        {"name": one, "train": files[f"{one}-train"], "eval": files[f"{one}-eval"]} for one in "ab"
+    ]
+    content = {"name": "demo", "base_model": str(tiny_dir), "skills": skills}
+    content["training"] = {"max_new_tokens": 60}
+    for answer, wrong in [(60, ["a-train", "a-eval", "b-train"]), (900, ["a-train", "b-train"])]:
+        content["evaluation"] = {"max_new_tokens": answer}
+        curriculum = Curriculum.model_validate(content)
+        with pytest.raises(BadInput) as error:
+            validate_data.fn(curriculum, describe_model(tiny_dir), str(tmp_path / "home"))
+        said = str(error.value)
+        assert [name for name in files if f"{files[name]}: 1 rule is broken" in said] == wrong
+        assert said.count("leaves no room for a prompt") == (answer == 900), "once for both suites"
 
 
 def test_a_snapshot_is_reused_and_an_altered_one_made_again(tiny_dir: Path, tmp_path: Path) -> None:
