@@ -56,7 +56,7 @@ class Spent:
     """Where the time of our steps goes, and what they compute, by functions of the trainer."""
 
     def __init__(self) -> None:
-        from sdft import gradient, sampler
+        from sdft import gradient, kept, sampler
 
         self._seconds: Counter[str] = Counter()
         self._tflop, self._steps = 0.0, 0
@@ -64,6 +64,7 @@ class Spent:
         self._watch(gradient.StepGradient, "accumulate", lambda: "teacher, student and loss")
         grad = torch.is_grad_enabled
         self._watch(gradient, "completion_hidden", lambda: "student" if grad() else "teacher")
+        self._watch(kept.KeptPrompts, "hidden", lambda: "teacher")
         self._watch(gradient, "row_loss", lambda: "loss")
 
     def _watch(self, owner: Any, name: str, part: Callable[[], str]) -> None:

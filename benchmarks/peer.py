@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4, help="measured steps a round, after one")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--lora", action="store_true", help="train adapters, not all weights")
+    parser.add_argument("--again", action="store_true", help="each step is a later epoch's")
     parser.add_argument("--bf16", action="store_true", help="products in bf16, in all arms")
     parser.add_argument("--arm", choices=ARMS, help="used by itself: one round of one arm")
     parser.add_argument("--parent", type=Path, help="used by itself: the model's directory")
@@ -74,6 +75,7 @@ def one_round(arm: str, arguments: argparse.Namespace) -> dict[str, Any]:
     command += ["--parent", str(arguments.parent)]
     command += ["--steps", str(arguments.steps)]
     command += ["--lora"] * arguments.lora + ["--bf16"] * arguments.bf16
+    command += ["--again"] * arguments.again
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{arm} failed:\n{done.stderr[-3000:]}")
@@ -112,6 +114,7 @@ def report(found: dict[str, list[dict[str, Any]]], arguments: argparse.Namespace
     if "ours-sft" in found:
         ratios["sdft_over_sft"] = ratio("step_s", "ours", "ours-sft")
     how = {"model": arguments.model, "lora": arguments.lora, "bf16": in_bf16(arguments)}
+    how["again"] = arguments.again
     print(json.dumps({**how, **ratios}))
 
 
@@ -152,7 +155,7 @@ def run_ours(arguments: argparse.Namespace) -> dict[str, Any]:
             seed=0,
             training=TrainingSettings(
                 method="sft" if is_sft else "sdft",
-                epochs=1,
+                epochs=arguments.steps + 1 if arguments.again else 1,
                 prompts_per_step=int(case["prompts"]),
                 learning_rate=RATE,
                 warmup_steps=0,

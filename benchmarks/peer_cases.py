@@ -51,7 +51,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 def rows(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     case = CASES[arguments.model]
     lines = (ROOT / str(case["skill"])).read_text().splitlines()
-    chosen = [json.loads(line) for line in lines][: (arguments.steps + 1) * int(case["prompts"])]
+    steps = 1 if arguments.again else arguments.steps + 1
+    chosen = [json.loads(line) for line in lines][: steps * int(case["prompts"])]
     if "tools" in case:
         for row in chosen:
             row["prompt"][0]["content"] += " These are the tools:\n" + described_tools()

@@ -54,7 +54,7 @@ def main() -> None:
     prompts = [one.student_prompt for one in examples]
     answers = generate(lm, prompts, Sampling.of(training), seed=0)
     step = StepGradient(lm, teacher, StudentSampler(lm), examples, spec)
-    ours = step.add(examples, answers)[1]["divergence"]
+    ours = step.accumulate(examples, answers)[1]["divergence"]
     theirs = peer_loss(lm, teacher.model, examples, answers)
     print(f"ours {ours:.8f}   TRL {theirs:.8f}   difference {abs(ours - theirs):.1e}")
     if abs(ours - theirs) > MOST:

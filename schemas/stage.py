@@ -8,9 +8,10 @@ from schemas.base import Contract, Sealed
 from schemas.digest import digest_json
 from schemas.settings import RuntimeSettings, TrainingSettings
 
-ALGORITHM_VERSION = 2
+ALGORITHM_VERSION = 3
 """Raised whenever the same inputs would train to other weights; part of every stage key. 2: a fused
-optimizer, shared prefixes and packed weights round otherwise; no dropout."""
+optimizer, shared prefixes and packed weights round otherwise; no dropout. 3: so do a frozen
+teacher's prompts that are kept over epochs."""
 
 EXIT_OK, EXIT_ERROR, EXIT_BAD_INPUT, EXIT_STOPPED = 0, 1, 2, 75
 """How the trainer and the evaluator end; EXIT_STOPPED: a signal, after a checkpoint."""

@@ -13,6 +13,7 @@ from schemas.base import BadInput
 from schemas.stage import StageSpec
 from sdft.divergence import RowScore, row_loss, teacher_score, token_score
 from sdft.drawing import Sampling
+from sdft.kept import KeptPrompts
 from sdft.linear import quick_linears
 from sdft.model import LanguageModel
 from sdft.prefix import Prefix, shared_prefix
@@ -58,8 +59,9 @@ class StepGradient:
         examples: list[Example],
         spec: StageSpec,
         ranks: Ranks = ALONE,
+        kept: KeptPrompts | None = None,
     ) -> None:
-        self._lm, self._teacher, self._ranks = lm, teacher, ranks
+        self._lm, self._teacher, self._kept, self._ranks = lm, teacher, kept, ranks
         self._models = [lm.model] if teacher is None else [lm.model, teacher.model]
         if spec.runtime.compile:  # the compiler lays products out itself
             self._models = []
@@ -239,12 +241,16 @@ class StepGradient:
             ]
         rows: list[Tensor] = []
         with teacher.speaking(), self._lm.computing():
-            if teacher.averages or self._teacher_prefix is None:
+            if not self._kept and (teacher.averages or self._teacher_prefix is None):
                 self._teacher_prefix = Prefix(teacher.model, self._before_teacher)
             for indices, part, mask in zip(parts, said, masks, strict=True):
                 prompts = [chosen[index].teacher_prompt for index in indices]
                 tokens = [one.tokens for one in part]
-                hidden_RD = completion_hidden(teacher.model, prompts, tokens, self._teacher_prefix)
+                if self._kept:
+                    hidden_RD = self._kept.hidden(prompts, tokens, self._budget)
+                else:
+                    before = self._teacher_prefix
+                    hidden_RD = completion_hidden(teacher.model, prompts, tokens, before)
                 rows.append(hidden_RD[mask].to(self._lm.compute))
         head = self._lm.head(teacher.model).to(self._lm.compute)
         return [

@@ -58,12 +58,12 @@ class Prefix:
 
         None where there is no prefix.
         """
-        states = self._pairs()
+        states = self.pairs()
         if states and can_attend_apart(self._model, states):
             with behind_prefix(self._model, states) as cache:
                 yield cache
         else:
-            yield DynamicCache(self._pairs(rows)) if states else None
+            yield DynamicCache(self.pairs(rows)) if states else None
 
     def cache(self, rows: int, room: int) -> DynamicCache | None:
         """For decoding B sequences without gradients: begins with the prefix, if there is one.
@@ -74,12 +74,12 @@ class Prefix:
             return None
         cache = DynamicCache(config=self._model.config)
         layers: list[Any] = [PreallocatedLayer(room) for _ in cache.layers]
-        for layer, (keys, values) in zip(layers, self._pairs(rows), strict=False):  # may be none
+        for layer, (keys, values) in zip(layers, self.pairs(rows), strict=False):  # may be none
             layer.update(keys, values)
         cache.layers = layers
         return cache
 
-    def _pairs(self, rows: int = 1) -> list[States]:
+    def pairs(self, rows: int = 1) -> list[States]:
         """Keys and values of each layer, for so many sequences."""
         wide = [states.expand(rows, *states.shape[1:]) for states in self._used]
         return list(zip(wide[::2], wide[1::2], strict=True))

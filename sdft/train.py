@@ -29,6 +29,7 @@ from sdft.data import Demonstration, read_demonstrations
 from sdft.drawing import Sampling
 from sdft.gradient import Example, StepGradient
 from sdft.health import Health, artifact_share
+from sdft.kept import open_kept
 from sdft.lora import add_adapter
 from sdft.model import LanguageModel, gpu_memory, load_model, pick_compute, pick_device
 from sdft.process import StageFailed, Stop, exclusive, run_program
@@ -82,7 +83,9 @@ def train(spec: StageSpec, directory: Path, stop: Stop, ranks: Ranks = ALONE) ->
         directory / "checkpoints", spec.key, runtime, trained, optimizer, teacher, ranks
     )
     sampler = open_sampler(lm, spec.parent_dir, runtime)
-    gradient = StepGradient(lm, teacher, sampler, examples, spec, ranks)
+    asked = [example.teacher_prompt for example in examples]
+    kept = open_kept(lm, teacher, asked, spec, directory) if teacher and ranks.world == 1 else None
+    gradient = StepGradient(lm, teacher, sampler, examples, spec, ranks, kept)
     first, known = checkpoints.load()
     print(f"goes on after step {first}", flush=True)
     log = StageLog(directory, known, writes=ranks.leads)
