@@ -24,6 +24,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from schemas.stage import StageSpec
+from sdft.files import disk_errors
 from sdft.model import LanguageModel
 from sdft.prefix import Prefix, has_plain_cache, shared_prefix
 from sdft.schedule import batch, micro_batches, total_steps
@@ -36,7 +37,7 @@ Prompt = tuple[int, ...]
 
 
 def can_keep(model: PreTrainedModel) -> bool:
-    """Whether a model can be given states of sequences of several lengths, and their positions."""
+    """Whether a model takes states of prompts of several lengths, with positions, on a CPU."""
     places = inspect.signature(model.base_model.forward).parameters
     return model.device.type == "cpu" and has_plain_cache(model) and "position_ids" in places
 
@@ -204,11 +205,9 @@ class _Scratch:
     def write(self, states: Tensor) -> int:
         """Write a tensor behind what is there; returns its place. Raises OSError."""
         place = self._file.seek(0, os.SEEK_END)
-        try:
+        with disk_errors(self._folder):
             self._file.write(_bytes(states.contiguous()))
             self._file.flush()
-        except OSError as error:  # which names no file here
-            raise OSError(error.errno, error.strerror, str(self._folder)) from None
         return place
 
     def read(self, place: int, states: Tensor) -> None:
