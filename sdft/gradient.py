@@ -229,7 +229,7 @@ class StepGradient:
         """How each part's student rows are scored: by the teacher, or by the answers' tokens.
 
         The teacher is asked here, before the student's graph exists. What prompts share it reads
-        once a step, and once a stage when it is frozen.
+        once a step, and once a stage when it is frozen, then also each prompt where they are kept.
         """
         teacher, settings, device = self._teacher, self._settings, self._lm.device
         said = [[answers[index] for index in indices] for indices in parts]
