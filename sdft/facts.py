@@ -34,7 +34,7 @@ class FactMaker:
         `template` is None where no teacher reads the rows; `asked` are evaluation items whose
         prompts must not be trained on.
         """
-        asked_keys = {_prompt_key(row) for row in asked}
+        asked_keys = _prompt_keys(asked)
         facts = []
         for number, row in enumerate(rows, 1):
             messages, response = as_messages(row["prompt"]), _text_or_none(row["response"])
@@ -63,7 +63,7 @@ class FactMaker:
 
         `asked` are evaluation items, `taught` the skills' demonstrations.
         """
-        asked_keys, taught_keys = ({_prompt_key(row) for row in rows} for rows in (asked, taught))
+        asked_keys, taught_keys = _prompt_keys(asked), _prompt_keys(taught)
         return [
             {
                 **self._common(number, row),
@@ -125,9 +125,16 @@ def _told(reference: str, problem: str | None) -> str:
     return f"{shown!r} {problem}" if problem else ""
 
 
-def _prompt_key(row: Row) -> str:
+def _prompt_keys(rows: list[Row]) -> set[str]:
+    return {key for row in rows if (key := _prompt_key(row))}
+
+
+def _prompt_key(row: Row) -> str | None:
+    """The same for prompts that differ in white space alone; None for what is no prompt."""
     messages = as_messages(row["prompt"])
-    turns = [{"role": turn["role"], "words": turn["content"].split()} for turn in messages or []]
+    if messages is None:
+        return None
+    turns = [{"role": turn["role"], "words": turn["content"].split()} for turn in messages]
     return digest_json({"turns": turns})
 
 

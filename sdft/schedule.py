@@ -27,9 +27,13 @@ def batch(settings: TrainingSettings, rows: int, seed: int, step: int) -> list[i
     """The rows of step `step` (from 0): each epoch is its own permutation."""
     per_epoch = math.ceil(rows / settings.prompts_per_step)
     epoch, place = divmod(step, per_epoch)
-    order = np.random.default_rng([seed, epoch]).permutation(rows)
     start = place * settings.prompts_per_step
-    return order[start : start + settings.prompts_per_step].tolist()
+    return order(rows, seed, epoch)[start : start + settings.prompts_per_step]
+
+
+def order(rows: int, seed: int, epoch: int) -> list[int]:
+    """The rows of an epoch, from 0, as its steps take them."""
+    return np.random.default_rng([seed, epoch]).permutation(rows).tolist()
 
 
 def learning_rate(settings: TrainingSettings, step: int, steps: int) -> float:

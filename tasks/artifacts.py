@@ -48,7 +48,7 @@ def _is_listed(uri: str) -> bool:
 @contextmanager
 def downloads() -> Generator[None]:
     """What is downloaded within this is removed at its end: models can be many, and large."""
-    with tempfile.TemporaryDirectory(prefix="sdft-") as folder:
+    with tempfile.TemporaryDirectory(prefix="sdft-", ignore_cleanup_errors=True) as folder:
         token = _FOLDER.set(folder)
         try:
             yield

@@ -22,7 +22,7 @@ from schemas.base import BadInput, Contract
 from tasks.console import say
 from tasks.failures import RunFailed
 from tasks.home import Home
-from tasks.leases import holders, lease_s, pulse
+from tasks.leases import PATIENCE, holders, lease_s, pulse
 from tasks.ledger import Ledger, LedgerAway
 from tasks.orchestration import PrefectAway, reaching_prefect
 
@@ -35,8 +35,6 @@ POLL_S, CANCEL_S = 1.0, 25.0
 kills who cancels after 30 s."""
 BEGIN_S = 900.0
 """How long a worker may take to begin what it has taken: images are pulled, nodes are started."""
-PATIENCE = 2.0
-"""In lifetimes of a lease: a run that says RUNNING, without a heartbeat for so long, is dead."""
 
 
 def deployment(variable: str) -> str | None:

@@ -60,13 +60,14 @@ def collect(home: Home, older_than_s: float, remove: bool) -> list[Garbage]:
     from, and its scores; a held lease reaches the stage that is being worked on. A finished stage
     that MLflow was away for stays, with its data, until it is brought there and registered. The
     checkpoints of a registered stage are reached by nothing: the stage is whole without them, and
-    MLflow has their weights. Leases of who is gone are released first. Raises Away, with nothing
-    removed, where MLflow cannot be asked.
+    MLflow has their weights. With `remove`, leases of who is gone are released first. Raises Away,
+    with nothing removed, where MLflow cannot be asked.
     """
     before = time.time() - older_than_s
     ledger = Ledger(home)
-    for key, holder in (release_dead(ledger) | release_silent(ledger)).items():
-        say("lease", key[:12], f"released, {holder} is gone", "yellow")
+    if remove:
+        for key, holder in (release_dead(ledger) | release_silent(ledger)).items():
+            say("lease", key[:12], f"released, {holder} is gone", "yellow")
     found: list[Garbage] = []
     with reaching(home):  # first, before anything is removed
         waiting = _waiting(home)

@@ -29,6 +29,8 @@ LEASE_S = "SDFT_LEASE_S"
 """Environment variable: a holder without a beat for so long (60 s) has lost what it held."""
 BEATS = 6
 """Beats in that time."""
+PATIENCE = 2.0
+"""In lifetimes of a lease: who gives no beat for so long is dead, though nobody wants the key."""
 
 
 class Fenced(RunFailed):
@@ -145,6 +147,11 @@ def check_in(connection: Connection, fence: Fence) -> None:
         select(LEASES.c.token, LEASES.c.holder).where(LEASES.c.key == fence.key)
     ).first()
     if row is None or row.token != fence.token:
+        if row is not None and row.holder is None:
+            raise Fenced(
+                f"what this process held was given back, for it gave no sign of life for "
+                f"{lease_s():.0f} s; run the same command again"
+            )
         by = Holder.model_validate_json(row.holder) if row and row.holder else "another process"
         raise Fenced(
             f"{by} took this work over, for this one gave no sign of life for {lease_s():.0f} s"
@@ -181,24 +188,42 @@ def release_dead(ledger: Ledger) -> dict[str, Holder]:
 def release_silent(ledger: Ledger) -> dict[str, Holder]:
     """Take from holders on other machines that give no beat what they held; returns it.
 
-    Where there are such holders they are watched until each gave a beat, for at most as long as a
-    lease lives without one. One that was only asleep is fenced.
+    Where there are such holders they are watched until each gave a beat, for at most PATIENCE times
+    as long as a lease lives without one. One that was only asleep is fenced.
     """
-    elsewhere = {k: one for k, one in holders(ledger).items() if one.machine != machine()}
-    silent = {key: seen for key in elsewhere if (seen := pulse(ledger, key))}
+    silent = _held_elsewhere(ledger)
+    patience_s = PATIENCE * lease_s()
     if silent:
-        who = ", ".join(sorted({one.host for one in elsewhere.values()}))
-        say("lease", "", f"watching for signs of life from {who}, {lease_s():.0f} s at most")
+        who = ", ".join(sorted({holder.host for _, holder in silent.values()}))
+        say("lease", "", f"watching for signs of life from {who}, {patience_s:.0f} s at most")
     quiet_s = 0.0
-    while silent and quiet_s < lease_s():
-        quiet_s += _wait(time.monotonic())
-        silent = {key: seen for key, seen in silent.items() if pulse(ledger, key) == seen}
+    while silent and quiet_s < patience_s:
+        asked = time.monotonic()
+        now = _held_elsewhere(ledger)
+        silent = {key: seen for key, seen in silent.items() if now.get(key) == seen}
+        quiet_s += _wait(asked)
+    released: dict[str, Holder] = {}
     with ledger.transaction() as connection:
-        for key, (token, beats) in silent.items():
+        for key, ((token, beats), holder) in silent.items():
             same = (LEASES.c.key == key) & (LEASES.c.token == token) & (LEASES.c.beats == beats)
+            still = same & (LEASES.c.holder == holder.model_dump_json())
             values = {"token": token + 1, "beats": 0, "holder": None}
-            connection.execute(update(LEASES).where(same).values(values))
-    return {key: elsewhere[key] for key in silent}
+            if connection.execute(update(LEASES).where(still).values(values)).rowcount:
+                released[key] = holder
+    return released
+
+
+def _held_elsewhere(ledger: Ledger) -> dict[str, tuple[tuple[int, int], Holder]]:
+    """Token, beats and holder of the keys that other machines hold.
+
+    Behind whoever writes, as beats are: while those have to wait nobody is silent.
+    """
+    with ledger.transaction() as connection:
+        rows = connection.execute(select(LEASES).where(LEASES.c.holder.is_not(None))).all()
+    held = {
+        row.key: ((row.token, row.beats), Holder.model_validate_json(row.holder)) for row in rows
+    }
+    return {key: one for key, one in held.items() if one[1].machine != machine()}
 
 
 def _acquire(ledger: Ledger, key: str, what: str) -> Fence:

@@ -86,10 +86,20 @@ class Checker:
         self.curriculum, self.model, self.home = curriculum, model, home
 
     @cached_property
+    def _read(self) -> dict[str, list[Row] | BadInput]:
+        """The items of each suite, or why they cannot be read."""
+        found: dict[str, list[Row] | BadInput] = {}
+        for suite in self.curriculum.suites:
+            try:
+                found[suite.name] = read_rows(suite.eval, "eval", self.home.cache)
+            except BadInput as error:
+                found[suite.name] = error
+        return found
+
+    @property
     def items(self) -> dict[str, list[Row]]:
-        """Of each suite."""
-        suites, cache = self.curriculum.suites, self.home.cache
-        return {suite.name: read_rows(suite.eval, "eval", cache) for suite in suites}
+        """Of each suite that can be read."""
+        return {name: rows for name, rows in self._read.items() if not isinstance(rows, BadInput)}
 
     @cached_property
     def facts(self) -> Any:
@@ -100,7 +110,9 @@ class Checker:
 
     def check_eval(self, suite: Suite) -> Snapshot:
         """The items of a skill or general suite."""
-        rows = self.items[suite.name]
+        rows = self._read[suite.name]
+        if isinstance(rows, BadInput):
+            raise rows
         limits = self.curriculum.evaluation.max_new_tokens
 
         def suite_and_facts() -> tuple[list[Expectation], list[Row]]:
@@ -113,9 +125,8 @@ class Checker:
 
     def check_train(self, skill: Skill) -> Snapshot:
         """The demonstrations of a skill; none may be asked in a suite."""
-        own = [] if skill.allow_overlap else self.items[skill.name]
-        others = [rows for name, rows in self.items.items() if name != skill.name]
-        asked = [row for rows in (own, *others) for row in rows]
+        left_out = skill.name if skill.allow_overlap else ""
+        asked = [row for name, rows in self.items.items() if name != left_out for row in rows]
         rows = read_rows(skill.train, "train", self.home.cache)
         training = skill.training
         template = training.teacher_template if training.method == "sdft" else None

@@ -1,8 +1,12 @@
 """A frozen teacher's prompts over a stage's epochs: read once, and the same numbers."""
 
+import errno
+import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import save_tiny_model
@@ -74,19 +78,21 @@ def test_a_stage_reads_each_of_its_teachers_prompts_once(
     case: Case, lora: LoraSettings | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     training = BASIC.model_copy(update={"epochs": 3, "lora": lora})
-    read = list[int]()  # tokens, pass by pass
+    read = Counter[tuple[int, ...]]()
     real = KeptPrompts._read
 
-    def reading(prompts: KeptPrompts, group: Any, budget: int) -> None:
-        read.append(sum(map(prompts._own, group)))
-        real(prompts, group, budget)
+    def reading(prompts: KeptPrompts, prompt: tuple[int, ...], budget: int) -> None:
+        before = {*prompts._places}
+        real(prompts, prompt, budget)
+        read.update({*prompts._places} - before or [prompt])
 
     monkeypatch.setattr(KeptPrompts, "_read", reading)
-    record, losses, once = case.run("once", case.spec(training))
-    assert len(read) == record.steps / 3
+    _, losses, once = case.run("once", case.spec(training))
+    assert set(read.values()) == {1}
+    assert len(read) == len(pq.read_table(case.file))
     monkeypatch.setattr("sdft.kept.MOST_BYTES", 0)
     _, again, each_time = case.run("each time", case.spec(training))
-    assert len(read) == record.steps / 3
+    assert set(read.values()) == {1}
     assert losses == pytest.approx(again, rel=1e-3)
     assert_weights_close(once, each_time)
 
@@ -104,14 +110,14 @@ def test_models_that_have_no_plain_states_do_without(case: Case, tmp_path: Path)
     assert open_kept(lm, Teacher(lm.model), PROMPTS, case.spec(), tmp_path) is None
 
 
-@torch.no_grad()
-def test_a_full_disk_is_named(
-    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_is_met_before_the_first_step(
+    case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lm = load_model(tiny_dir, CPU)
-    prompts = KeptPrompts(lm.model, BEGINS, [PROMPTS], tmp_path)
-    with Path("/dev/full").open("wb", buffering=0) as disk:
-        monkeypatch.setattr(prompts._scratch, "_file", disk)
-        with pytest.raises(OSError, match=r"No space left on device: ") as full:
-            prompts.hidden(PROMPTS, ANSWERS, 1000)
-    assert full.value.filename == str(tmp_path)
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match=r"No space left on device: ") as error:
+        case.run("stage", case.spec())
+    assert error.value.filename == str(case.folder / "stage")
+    assert not (case.folder / "stage" / "metrics.jsonl").exists()

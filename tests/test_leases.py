@@ -173,8 +173,24 @@ def test_what_silent_holders_elsewhere_held_is_released_and_they_are_fenced(home
             connection.execute(update(LEASES).where(held).values(values))
         assert sorted(leases.release_silent(ledger)) == ["asleep", "here"]
         assert list(holders(ledger)) == ["alive"]
-    with pytest.raises(Fenced):
+    with pytest.raises(Fenced, match="was given back, .* run the same command again"):
         check(ledger, fence)
+
+
+def test_who_ends_while_it_is_watched_is_not_taken_for_dead(home: Home) -> None:
+    ledger = Ledger(home)
+    with leased("there", "alpha", home):
+        pass
+    put(ledger, myself().model_copy(update={"machine": "a pod"}))
+    ending = threading.Timer(0.3, lambda: release(ledger))
+    ending.start()
+    assert leases.release_silent(ledger) == {}
+    ending.join()
+
+
+def release(ledger: Ledger) -> None:
+    with ledger.transaction() as connection:
+        connection.execute(update(LEASES).values(holder=None))
 
 
 def beats(ledger: Ledger) -> int:

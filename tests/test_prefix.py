@@ -7,7 +7,7 @@ import torch
 from conftest import save_tiny_model
 from families import FAMILIES, TINY, save_family
 from torch import Tensor
-from transformers import DeepseekV3Config, DogeConfig, PretrainedConfig
+from transformers import DeepseekV3Config, DogeConfig, GPTNeoConfig, PretrainedConfig
 
 from sdft.attention import can_attend_apart
 from sdft.drawing import Sampling
@@ -33,6 +33,15 @@ SPECIAL: list[PretrainedConfig] = [
         v_head_dim=6,
     ),
     DogeConfig(**TINY, vocab_size=300, intermediate_size=64),  # with a mask by its values
+    GPTNeoConfig(  # some layers see a few tokens only, counted in columns of what is cached
+        vocab_size=300,
+        hidden_size=32,
+        num_layers=2,
+        attention_types=[[["global", "local"], 1]],
+        num_heads=2,
+        window_size=12,
+        max_position_embeddings=256,
+    ),
 ]
 BEGINS = list(range(10, 10 + 2 * LEAST_TOKENS))
 PROMPTS = [[*BEGINS, 50], [*BEGINS, 60, 61, 62, 63], [*BEGINS, 70, 71]]

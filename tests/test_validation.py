@@ -347,6 +347,27 @@ def test_what_is_wrong_in_any_set_is_said_at_once(tiny_dir: Path, tmp_path: Path
         assert said.count("leaves no room for a prompt") == (answer == 900), "once for both suites"
 
 
+def test_items_that_cannot_be_read_hide_nothing_else(tiny_dir: Path, tmp_path: Path) -> None:
+    """Two skills have the same demonstrations; what is no prompt in two sets is not one prompt."""
+    files = {
+        "train": write_jsonl(tmp_path / "train.jsonl", altered(prompt=None)),
+        "a": tmp_path / "a.jsonl",
+        "b": write_jsonl(tmp_path / "b.jsonl", [{**row, "prompt": None} for row in eval_rows(1)]),
+    }
+    files["a"].write_text("")
+    skills = [
+        {"name": name, "train": str(files["train"]), "eval": str(files[name])} for name in "ab"
+    ]
+    content = {"name": "demo", "base_model": str(tiny_dir), "skills": skills}
+    content |= {"training": {"max_new_tokens": 60}, "evaluation": {"max_new_tokens": 60}}
+    curriculum = Curriculum.model_validate(content)
+    with pytest.raises(BadInput) as error:
+        validate_data.fn(curriculum, describe_model(tiny_dir), str(tmp_path / "home"))
+    said = str(error.value)
+    assert [said.count(f"{file}: ") for file in files.values()] == [1, 1, 1], said
+    assert "evaluation suite" not in said
+
+
 def test_a_snapshot_is_reused_and_an_altered_one_made_again(tiny_dir: Path, tmp_path: Path) -> None:
     first = check(tmp_path, tiny_dir, train_rows(6))
     assert first.train is not None
