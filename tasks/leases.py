@@ -147,15 +147,10 @@ def check_in(connection: Connection, fence: Fence) -> None:
         select(LEASES.c.token, LEASES.c.holder).where(LEASES.c.key == fence.key)
     ).first()
     if row is None or row.token != fence.token:
-        if row is not None and row.holder is None:
-            raise Fenced(
-                f"what this process held was given back, for it gave no sign of life for "
-                f"{lease_s():.0f} s; run the same command again"
-            )
-        by = Holder.model_validate_json(row.holder) if row and row.holder else "another process"
-        raise Fenced(
-            f"{by} took this work over, for this one gave no sign of life for {lease_s():.0f} s"
-        )
+        holder = row.holder if row else None
+        who = Holder.model_validate_json(holder) if holder else "another process"
+        did = "took this work over" if holder else "took this work over, or gave it up"
+        raise Fenced(f"{who} {did}, for this one gave no sign of life for {lease_s():.0f} s")
 
 
 def holders(ledger: Ledger) -> dict[str, Holder]:
