@@ -78,9 +78,14 @@ class Spent:
                 self._seconds.clear()
                 self._tflop = 0.0
             self._steps += name == "accumulate"
-            if name == "completion_hidden":
-                model, prompts, completions, prefix = args
-                passed = sum(map(len, [*prompts, *completions])) - len(prompts) * len(prefix.tokens)
+            if name in ("completion_hidden", "hidden"):
+                scored, prompts, completions, prefix = args
+                passed = sum(map(len, completions))
+                if name == "hidden":  # its prompts were read in the first step
+                    model = scored._model
+                else:
+                    model = scored
+                    passed += sum(map(len, prompts)) - len(prompts) * len(prefix.tokens)
                 head = model.get_output_embeddings().weight.numel()
                 layers = sum(one.numel() for one in model.base_model.parameters()) - head
                 rows = sum(map(len, completions))

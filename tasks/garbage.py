@@ -64,8 +64,8 @@ def collect(home: Home, older_than_s: float, remove: bool) -> list[Garbage]:
     with nothing removed, where MLflow cannot be asked.
     """
     before = time.time() - older_than_s
-    ledger = Ledger(home)
     if remove:
+        ledger = Ledger(home)
         for key, holder in (release_dead(ledger) | release_silent(ledger)).items():
             say("lease", key[:12], f"released, {holder} is gone", "yellow")
     found: list[Garbage] = []
